@@ -1,0 +1,82 @@
+"""What the ranks of a `GlooPool` do; importable, so that the pool's processes find it."""
+
+import warnings
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from modeling_mxmclr import MXMCLRModel
+from modeling_mxmclr.distributed_mxmclr import gather_ragged
+from tests.references.tiny import tiny_batch, tiny_model
+
+IMAGE_KEYS = ("pixel_values", "image_group_ids")
+
+
+def split_batch(
+    batch: dict[str, torch.Tensor], shares: dict[str, list[list[int]]], rank: int
+) -> dict[str, torch.Tensor]:
+    """One rank's rows: `shares` lists the rows of each rank, for images and for texts."""
+    return {
+        name: rows[torch.tensor(shares["images" if name in IMAGE_KEYS else "texts"][rank], dtype=torch.int64)]
+        for name, rows in batch.items()
+    }
+
+
+def as_plain(tensors):
+    return {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+
+
+def loss_and_gradients(model: MXMCLRModel, batch: dict[str, torch.Tensor]):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a split may leave no pair on one rank; the whole batch has some
+        output = model(**batch)
+    output.loss.backward()
+    inner = getattr(model, "module", model)
+    gradients = {name: p.grad for name, p in inner.named_parameters() if p.grad is not None}
+    return output.loss.item(), as_plain(gradients)
+
+
+def whole_batch(dtype: torch.dtype, fields: dict):
+    """The loss and gradients of one process that holds all rows."""
+    return loss_and_gradients(tiny_model(**fields).to(dtype), tiny_batch(dtype))
+
+
+def ddp_step(rank: int, dtype: torch.dtype, fields: dict, shares: dict, steps: int = 1):
+    """The loss and gradients of a rank under DDP, dropout off; several steps show that DDP does not stall."""
+    model = tiny_model(**fields).to(dtype)
+    model.training = True  # gathers; the towers stay in eval mode, so that dropout is off
+    wrapped = DistributedDataParallel(model)
+    for _ in range(steps):
+        wrapped.zero_grad()
+        answer = loss_and_gradients(wrapped, split_batch(tiny_batch(dtype), shares, rank))
+    return answer
+
+
+def lone_evaluation(rank: int):
+    """One rank evaluates while the others do something else: nothing may be gathered."""
+    model = tiny_model().eval()
+    return model(**tiny_batch()).loss.item() if rank == 0 else None
+
+
+def gather_in_evaluation(rank: int, shares: dict):
+    model = tiny_model().eval()
+    return model(**split_batch(tiny_batch(), shares, rank), gather=True).loss.item()
+
+
+def gather_rows(rank: int, sizes: list[int]):
+    rows = torch.full((sizes[rank], 2), float(rank), requires_grad=True)
+    gathered = gather_ragged(rows)
+    gathered.sum().backward()
+    return gathered.detach().numpy(), rows.grad.numpy()
+
+
+def numbered_ids(rank: int):
+    model = tiny_model()
+    model.training = True
+    batch = tiny_batch()
+    batch["image_group_ids"] -= 2**40
+    try:
+        model(**batch)
+    except ValueError as error:
+        return str(error)
+    return None

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils import cached_file
@@ -27,6 +27,9 @@ from .towers_mxmclr import (
     route_keywords,
     tower_width,
 )
+
+
+TowerSource = str | os.PathLike[str] | PreTrainedConfig | dict[str, Any]
 
 
 @dataclass
@@ -159,11 +162,12 @@ class MXMCLRModel(PreTrainedModel):
             init.normal_(module.weight, std=module.in_features**-0.5)
 
     @classmethod
-    def from_text_vision_pretrained(cls, text: str, vision: str, **config_fields: Any) -> Self:
-        """A model of two pretrained towers with fresh heads.
+    def from_text_vision_pretrained(cls, text: TowerSource, vision: TowerSource, **config_fields: Any) -> Self:
+        """A model of two towers with fresh heads.
 
         Args:
-            text: Hub id or folder of any text model, or of a dual encoder whose text half is taken.
+            text: Hub id or folder of any text model, or of a dual encoder whose text half is taken; or a config, an
+                object or its dict with `model_type`, for a tower with fresh weights.
             vision: The same for images.
             config_fields: Fields of `MXMCLRConfig`. Without `text_pooling`, a sentence-transformers checkpoint keeps
                 the pooling that it was trained with.
@@ -436,10 +440,12 @@ def check_config_fields(config_fields: dict[str, Any]) -> None:
         raise TypeError(f"`MXMCLRConfig` has no field {unknown}; it has {sorted(known)}.")
 
 
-def declared_pooling(name: str) -> str:
+def declared_pooling(source: TowerSource) -> str:
     """The pooling that a sentence-transformers checkpoint declares, else `auto`."""
+    if isinstance(source, dict | PreTrainedConfig):
+        return "auto"
     path = cached_file(
-        name,
+        source,
         "1_Pooling/config.json",
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,

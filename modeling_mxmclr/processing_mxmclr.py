@@ -105,10 +105,23 @@ class MXMCLRProcessor(ProcessorMixin):
             batch |= self._tokens(captions, owners, merged["text_kwargs"])
         return BatchFeature(batch)
 
+    @staticmethod
+    def to_rgb(image: Any) -> Any:
+        """A PIL image of any mode in RGB, transparency on white; arrays pass as they are."""
+        if not isinstance(image, Image.Image) or image.mode == "RGB":
+            return image
+        if image.mode.startswith("I;16") or image.mode == "I":
+            return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+        if "A" in image.mode or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, image).convert("RGB")
+        return image.convert("RGB")
+
     def _pixel_values(self, images: list[Any], keywords: dict[str, Any]) -> Tensor:
         # The image processor knows the shape of an image even where there is none.
         blank = [Image.new("RGB", (8, 8))] if not images else []
-        pixels = self.image_processor([to_rgb(image) for image in images] or blank, **keywords)["pixel_values"]
+        pixels = self.image_processor([self.to_rgb(image) for image in images] or blank, **keywords)["pixel_values"]
         return pixels[: len(images)]
 
     def _tokens(self, captions: list[str], owners: list[str], keywords: dict[str, Any]) -> dict[str, Tensor]:
@@ -164,16 +177,3 @@ def name_instances(
         if len(folds) == 2 and not any(len(side[place]) for side in folds):
             raise ValueError(f"Every instance must have an image or a caption, {name} has neither; drop it.")
     return names
-
-
-def to_rgb(image: Any) -> Any:
-    """A PIL image in RGB, transparency on white; arrays pass as they are."""
-    if not isinstance(image, Image.Image) or image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    if "A" in image.mode or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")

@@ -1,6 +1,7 @@
 """Towers: any transformers text or vision model, built from its config, and one vector out of whatever it returns."""
 
 import inspect
+import os
 from typing import Any
 
 import torch
@@ -47,12 +48,23 @@ def build_tower(config: PreTrainedConfig, pooling: str) -> PreTrainedModel:
     return cls._from_config(config, **pooler_keywords(cls, pooling))
 
 
-def load_tower(name: str, modality: str, pooling: str) -> PreTrainedModel:
-    """The tower of a checkpoint: the whole model, or its `text` or `vision` half if it is a dual encoder."""
-    config = AutoConfig.from_pretrained(name)
+def load_tower(source: str | os.PathLike[str] | PreTrainedConfig | dict[str, Any], modality: str, pooling: str) -> PreTrainedModel:
+    """A tower out of what a caller has.
+
+    Args:
+        source: A checkpoint's Hub id or folder, of one model or of a dual encoder whose half is taken; or the config of
+            a tower, an object or its dict with `model_type`, for fresh weights.
+        modality: `text` or `vision`.
+        pooling: How its output will be pooled, see `MXMCLRConfig`.
+    """
+    if isinstance(source, dict):
+        source = AutoConfig.for_model(**source)
+    if isinstance(source, PreTrainedConfig):
+        return build_tower(source, pooling)
+    config = AutoConfig.from_pretrained(source)
     config = getattr(config, f"{modality}_config", config)
     cls = tower_class(config)
-    return cls.from_pretrained(name, config=config, **pooler_keywords(cls, pooling))
+    return cls.from_pretrained(source, config=config, **pooler_keywords(cls, pooling))
 
 
 def tower_width(tower: PreTrainedModel, pooling: str) -> int:

@@ -16,7 +16,7 @@ from modeling_mxmclr import MXMCLRConfig, MXMCLRModel
 from modeling_mxmclr.folds_mxmclr import Observations
 from modeling_mxmclr.modeling_mxmclr import LogitScale
 from modeling_mxmclr.objectives_mxmclr import OBJECTIVES
-from tests.references.tiny import CLIP_TEXT, CLIP_VISION, picture, tiny_batch, tiny_model, tiny_processor, tower_config
+from tests.references.tiny import CLIP_TEXT, CLIP_VISION, VISION_TOWERS, picture, tiny_batch, tiny_model, tiny_processor, tower_config
 
 
 def test_loss_is_the_objective_of_the_embeddings():
@@ -181,6 +181,15 @@ def test_two_checkpoints_become_the_towers_of_one_model(tmp_path):
     assert model(**tiny_batch()).image_embeds.shape == (7, 8)
     with pytest.raises(TypeError, match=r"has no field \['projection_size'\]"):
         MXMCLRModel.from_text_vision_pretrained(tmp_path / "text", tmp_path / "vision", projection_size=8)
+
+
+def test_a_config_gives_a_fresh_tower_beside_a_pretrained_one(tmp_path):
+    text = tiny_model().text_model
+    text.save_pretrained(tmp_path)
+    for vision in (tower_config("resnet"), {"model_type": "resnet", **VISION_TOWERS["resnet"]}):
+        model = MXMCLRModel.from_text_vision_pretrained(tmp_path, vision)
+        torch.testing.assert_close(model.text_model.state_dict(), text.state_dict())
+        assert model.vision_model.config.hidden_sizes == VISION_TOWERS["resnet"]["hidden_sizes"]
 
 
 def test_halves_of_dual_encoders_become_towers(tmp_path):

@@ -1,0 +1,52 @@
+"""Facts that two files state, stated equally; and docs that name all there is to name."""
+
+import inspect
+import re
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import yaml
+
+import modeling_mxmclr
+from modeling_mxmclr import objectives_mxmclr
+from modeling_mxmclr.objectives_mxmclr import OBJECTIVES, setting_names
+
+ROOT = Path(__file__).resolve().parents[1]
+EQUATIONS = (ROOT / "docs" / "equations.md").read_text()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_pre_commit_runs_the_ruff_that_the_tests_run():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    pinned = {pin for hook in hooks for pin in hook.get("additional_dependencies", []) if pin.startswith("ruff")}
+    assert pinned == {need for need in PROJECT["optional-dependencies"]["dev"] if need.startswith("ruff")}
+
+
+def test_every_dependency_has_a_floor_and_a_cap_or_a_pin():
+    needs = chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    others = [need for need in needs if not need.startswith("mxmclr[")]
+    assert [need for need in others if not re.fullmatch(r"[\w-]+(==[\d.]+|>=[\d.]+,<[\d.]+)", need)] == []
+
+
+def test_the_changelog_has_the_version():
+    assert f"## [{modeling_mxmclr.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_architecture_names_every_public_name():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert [name for name in modeling_mxmclr.__all__ if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_equations_have_every_objective_and_its_settings(name):
+    section = EQUATIONS.partition(f"## `{name}`")[2].partition("\n## ")[0]
+    assert [setting for setting in setting_names(name) if f"`{setting}`" not in section] == []
+    assert f"| `{name}` |" in section
+
+
+def test_every_function_of_the_equations_exists():
+    functions = re.findall(r"\$ \| `(\w+)` \|$", EQUATIONS, re.MULTILINE)  # the cell after a formula
+    assert functions
+    assert [name for name in functions if not inspect.isfunction(getattr(objectives_mxmclr, name, None))] == []

@@ -1,0 +1,217 @@
+"""Every flag of training, its help and its default; a recipe is a YAML file of them, and flags override it."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def flag(help: str, **keywords: Any) -> Any:
+    """A dataclass field with its help."""
+    return field(**keywords, metadata={"help": help})
+
+
+@dataclass
+class DataArguments:
+    """The data set, what a step draws of it, and how images are varied."""
+
+    dataset: str = flag(
+        "An embedded data set (`shapes`), a folder with a metadata file, or a Hub id or Parquet folder with the row schema."
+    )
+    dataset_config: str | None = flag("Configuration of that data set, such as `small` of `shapes`.", default=None)
+    num_proc: int | None = flag("Processes that build the data set; all cores by default.", default=None)
+    instances_per_step: int = flag("Instances that all ranks together draw in a step.", default=64)
+    views_per_instance: str = flag("Images drawn of each fold in a step, a number or `all`.", default="4")
+    captions_per_instance: str = flag("Captions drawn of each fold in a step, a number or `all`.", default="4")
+    crop_scale: float = flag(
+        "Smallest share of an image's area that a training crop keeps, up to 1 for no crop.", default=1.0
+    )
+    rotation: float = flag("Largest angle, in degrees, by which training turns an image.", default=0.0)
+    horizontal_flip: bool = flag("Mirror half of the images; wrong where captions say left or right.", default=False)
+    colour_jitter: float = flag(
+        "Largest relative change of brightness, contrast and saturation; wrong where captions name colours.",
+        default=0.0,
+    )
+    num_workers: int = flag("Processes that load and vary images, on each rank.", default=1)
+
+    def __post_init__(self) -> None:
+        """Check what argparse can't."""
+        for name in ("views_per_instance", "captions_per_instance"):
+            count = getattr(self, name)
+            if count != "all" and not (count.isdecimal() and int(count) > 0):
+                raise ValueError(f"`{name}` must be a positive number or `all`, got {count!r}.")
+        if not 0 < self.crop_scale <= 1:
+            raise ValueError(f"`crop_scale` must lie in (0, 1], got {self.crop_scale}.")
+        if self.instances_per_step < 2:
+            raise ValueError(f"`instances_per_step` must be at least 2, got {self.instances_per_step}.")
+
+
+@dataclass
+class ModelArguments:
+    """Where the model starts from, and its head and objective."""
+
+    model: str | None = flag("A checkpoint of ours to go on from, a Hub id or folder.", default=None)
+    clip_model: str | None = flag("A CLIP or SigLIP checkpoint to take over whole.", default=None)
+    text_model: str | None = flag(
+        "Checkpoint of the text tower: a Hub id, a folder, or `package:NAME/FOLDER` inside an installed package.",
+        default=None,
+    )
+    vision_model: str | None = flag("The same for the image tower.", default=None)
+    text_config: str | None = flag(
+        "Config of a fresh text tower, a mapping (JSON as a flag) with `model_type`.", default=None
+    )
+    vision_config: str | None = flag("The same for the image tower.", default=None)
+    vocabulary_size: int = flag(
+        "Entries of the tokenizer that a fresh text tower learns from the captions.", default=4000
+    )
+    max_text_length: int | None = flag(
+        "Longest caption in tokens; the tokenizer's own limit by default.", default=None
+    )
+    image_size: int | None = flag("Height and width in pixels; the image tower's own by default.", default=None)
+    projection_dim: int = flag("Width of the shared space.", default=512)
+    text_projection: str = flag("Head of the text tower: `linear`, `mlp` or `none`.", default="linear")
+    vision_projection: str = flag("Head of the image tower: `linear`, `mlp` or `none`.", default="linear")
+    projection_hidden_dim: int | None = flag("Hidden width of an `mlp` head; the tower's by default.", default=None)
+    projection_dropout: float = flag("Dropout inside an `mlp` head.", default=0.0)
+    text_pooling: str | None = flag(
+        "`auto`, `pooler`, `mean`, `cls` or `last`; as the checkpoint says by default.", default=None
+    )
+    vision_pooling: str = flag("`auto`, `pooler`, `mean` or `cls`.", default="auto")
+    objective: str = flag("Training objective, a key of `modeling_mxmclr.OBJECTIVES`.", default="mfh")
+    objective_settings: str | None = flag("Its settings, a mapping (JSON as a flag).", default=None)
+    logit_scale_init_value: float = flag("Start of the learned log scale.", default=2.6592)
+    freeze_text_tower: str = flag("`none`, `all`, or how many of its first layers stay as they are.", default="none")
+    freeze_vision_tower: str = flag("The same for the image tower.", default="none")
+
+    def __post_init__(self) -> None:
+        """Read the mappings, and check that there is one start for each tower."""
+        for name in ("text_config", "vision_config", "objective_settings"):
+            setattr(self, name, read_mapping(name, getattr(self, name)))
+        wholes = [name for name in ("model", "clip_model") if getattr(self, name)]
+        halves = [name for name in HALVES if getattr(self, name)]
+        if len(wholes) + bool(halves) != 1:
+            raise ValueError(f"A model starts from one of `model`, `clip_model` or two towers, got {wholes + halves}.")
+        for modality in ("text", "vision"):
+            if halves and (f"{modality}_model" in halves) == (f"{modality}_config" in halves):
+                raise ValueError(
+                    f"The {modality} tower needs one of `{modality}_model` and `{modality}_config`, got {halves}."
+                )
+        for name in ("freeze_text_tower", "freeze_vision_tower"):
+            value = getattr(self, name)
+            if value not in ("none", "all") and not value.isdecimal():
+                raise ValueError(f"`{name}` must be `none`, `all` or a number of layers, got {value!r}.")
+
+
+@dataclass
+class OptimizationArguments:
+    """How long and how fast to learn, when to look, and where the run is kept."""
+
+    output_dir: str | None = flag(
+        "Run folder; `runs/` and the recipe's name by default. A folder with an earlier run is moved aside, not lost.",
+        default=None,
+    )
+    max_steps: int = flag("Steps of the optimiser.", default=1000)
+    learning_rate: float = flag("Peak learning rate of the towers.", default=1e-4)
+    head_learning_rate: float | None = flag(
+        "Peak learning rate of heads and scale; the towers' by default.", default=None
+    )
+    weight_decay: float = flag("Decoupled weight decay, never on norms, biases and the scale.", default=0.05)
+    warmup_steps: int = flag("Steps of linear warm-up before the cosine.", default=100)
+    max_grad_norm: float = flag("Largest norm of the whole gradient; 0 for no clipping.", default=1.0)
+    gradient_accumulation_steps: int = flag("Batches whose gradients are averaged before a step.", default=1)
+    gradient_checkpointing: bool = flag("Recompute activations in the backward pass to save memory.", default=False)
+    mixed_precision: str = flag("`no`, `bf16` or `fp16`.", default="no")
+    eval_every: int = flag("Steps between evaluations on the validation split.", default=200)
+    log_every: int = flag("Steps between log entries.", default=10)
+    best_metric: str = flag(
+        "Validation metric, higher is better, that chooses the checkpoint to keep.", default="text_to_instance_mrr"
+    )
+    seed: int = flag("Seed of weights, order, draws and dropout.", default=0)
+    cpu: bool = flag("Train on the CPU even where there is an accelerator.", default=False)
+    push_to_hub: str | None = flag("Hub id that the finished run is pushed to, as whoever is logged in.", default=None)
+    private: bool = flag("Create that repository as a private one.", default=False)
+
+    def __post_init__(self) -> None:
+        """Check what argparse can't."""
+        if self.mixed_precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"`mixed_precision` must be one of ['no', 'bf16', 'fp16'], got {self.mixed_precision!r}.")
+        for name in ("max_steps", "gradient_accumulation_steps", "eval_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+
+
+HALVES = ("text_model", "text_config", "vision_model", "vision_config")
+GROUPS = (DataArguments, ModelArguments, OptimizationArguments)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All arguments of a run, as resolved from its recipe and flags."""
+
+    data: DataArguments
+    model: ModelArguments
+    optimization: OptimizationArguments
+    recipe: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every flag and its value, in a recipe's form."""
+        return {**vars(self.data), **vars(self.model), **vars(self.optimization)}
+
+
+def read_mapping(name: str, value: str | None) -> Any:
+    """A flag's JSON object as a dict, None as None."""
+    if value is None:
+        return None
+    try:
+        mapping = json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`{name}` must be a JSON object, got {value!r} ({error}).") from error
+    if not isinstance(mapping, dict):
+        raise ValueError(f"`{name}` must be a mapping, got {mapping!r}.")
+    return mapping
+
+
+def parse_arguments(arguments: Sequence[str], usage: str) -> Arguments:
+    """The arguments of a command line whose first word may be a recipe.
+
+    Raises:
+        ValueError: For a recipe that is missing, broken or has an unknown key, or a value that doesn't fit.
+        SystemExit: For an unknown flag, as argparse does.
+    """
+    parser = HfArgumentParser(GROUPS, description=usage, allow_abbrev=False)  # type: ignore[arg-type]
+    parser.usage = "accelerate launch training/train.py [RECIPE.yaml] [--flag value ...]"
+    recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    flags = list(arguments[1:] if recipe else arguments)
+    data, model, optimization = parser.parse_args_into_dataclasses(
+        recipe_flags(recipe) + flags, look_for_args_file=False
+    )
+    if optimization.output_dir is None:
+        optimization.output_dir = str(Path("runs") / (Path(recipe).stem if recipe else "train"))
+    return Arguments(data, model, optimization, recipe)
+
+
+def recipe_flags(recipe: str | None) -> list[str]:
+    """A recipe as the flags that say the same, so that both are checked in one place."""
+    if recipe is None:
+        return []
+    try:
+        settings = yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError as error:
+        raise ValueError(f"Recipe {recipe!r} does not exist; those of ours are in training/configs.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"Recipe {recipe!r} is not valid YAML: {error}") from error
+    known = [each.name for group in GROUPS for each in fields(group)]
+    flags = []
+    for key, value in settings.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else "see `--help` for those there are."
+            raise ValueError(f"Recipe {recipe!r} has an unknown key `{key}`; {hint}")
+        if value is not None:
+            flags.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return flags

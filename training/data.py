@@ -1,0 +1,164 @@
+"""Rows to batches: splits, which instances and observations a step sees, and the collator that calls the processor."""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, DatasetDict, Image, List
+from PIL import Image as PILImage
+from torch.utils.data import Sampler
+
+from modeling_mxmclr import MXMCLRProcessor
+from modeling_mxmclr.folds_mxmclr import flatten_folds, hash_instance_id
+from training.frozen_text import FrozenTextFeatures
+
+Row = Mapping[str, Any]
+MAX_PIXELS = 2**26
+SPLIT_ALIASES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",), "train": ("train",)}
+
+
+def named_splits(loaded: DatasetDict) -> dict[str, Dataset]:
+    """The splits by our names, with images left encoded, so that only what is drawn gets decoded.
+
+    Raises:
+        ValueError: When there is no training split.
+    """
+    found = {
+        name: loaded[alias] for name, aliases in SPLIT_ALIASES.items() for alias in aliases[::-1] if alias in loaded
+    }
+    if "train" not in found:
+        raise ValueError(f"`dataset` must have a split `train`, got {sorted(loaded)}.")
+    return {name: rows.cast_column("images", List(Image(decode=False))) for name, rows in found.items()}
+
+
+class EpochRows(torch.utils.data.Dataset):
+    """Rows that say in which epoch they were asked for, under indices `(row, epoch)`."""
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
+        return self.rows[index[0]] | {"epoch": index[1]}
+
+
+class InstanceBatches(Sampler[list[tuple[int, int]]]):
+    """This rank's share of each step's instances: a function of seed and step alone.
+
+    Every epoch is a new order of all instances, without the few that don't fill a batch. A batch is dealt to the ranks
+    in turn, so that the batch itself is the same on any number of ranks.
+
+    Args:
+        num_instances: Rows of the data set.
+        batch_size: Instances of a step over all ranks; at most `num_instances` are drawn.
+        num_batches: Batches until the run ends.
+        seed: Seed of the order.
+        rank: This process.
+        num_ranks: All processes.
+    """
+
+    def __init__(
+        self, num_instances: int, batch_size: int, num_batches: int, seed: int, rank: int = 0, num_ranks: int = 1
+    ) -> None:
+        self.num_instances, self.batch_size = num_instances, min(batch_size, num_instances)
+        self.num_batches, self.seed, self.rank, self.num_ranks = num_batches, seed, rank, num_ranks
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batches_per_epoch = self.num_instances // self.batch_size
+        for number in range(self.num_batches):
+            epoch, place = divmod(number, batches_per_epoch)
+            if place == 0:
+                order = np.random.default_rng([self.seed, epoch]).permutation(self.num_instances).tolist()
+            batch = order[place * self.batch_size : (place + 1) * self.batch_size]
+            yield [(row, epoch) for row in batch[self.rank :: self.num_ranks]]
+
+
+class FoldCollator:
+    """Rows to a flat batch: draws observations of each fold, decodes and varies the images, calls the processor.
+
+    A draw depends on seed, epoch and instance alone: not on rank, worker or batch. Rows without an `epoch` are drawn
+    by torch's global generator, so that the collator serves any loader, such as that of transformers' `Trainer`.
+
+    Args:
+        processor: Processor of the model.
+        views_per_instance: Images drawn of each fold, at most as many as it has; None for all.
+        captions_per_instance: The same for captions.
+        augment: Variation of a drawn image, called with it and a random generator.
+        frozen_text: Features that replace tokens where the text tower never changes.
+        seed: Seed of the draws.
+    """
+
+    def __init__(
+        self,
+        processor: MXMCLRProcessor,
+        views_per_instance: int | None = None,
+        captions_per_instance: int | None = None,
+        augment: Callable[[PILImage.Image, np.random.Generator], PILImage.Image] | None = None,
+        frozen_text: FrozenTextFeatures | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.processor, self.augment, self.frozen_text, self.seed = processor, augment, frozen_text, seed
+        self.views_per_instance, self.captions_per_instance = views_per_instance, captions_per_instance
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """The flat batch of these rows, see `MXMCLRProcessor.__call__`."""
+        ids = [row["instance_id"] for row in rows]
+        generators = [self._generator(row) for row in rows]
+        images = [self._draw_images(row, generator) for row, generator in zip(rows, generators, strict=True)]
+        captions = [
+            draw(row["captions"], self.captions_per_instance, generator)
+            for row, generator in zip(rows, generators, strict=True)
+        ]
+        if self.frozen_text is None:
+            return dict(self.processor(images=images, text=captions, instance_ids=ids))
+        batch = dict(self.processor(images=images, instance_ids=ids))
+        flat, batch["text_group_ids"] = flatten_folds(captions, [hash_instance_id(each) for each in ids])
+        return batch | {"text_tower_output": self.frozen_text(flat)}
+
+    def _generator(self, row: Row) -> np.random.Generator:
+        epoch = row["epoch"] if "epoch" in row else int(torch.randint(2**62, ()))
+        return np.random.default_rng([self.seed, epoch, hash_instance_id(row["instance_id"])])
+
+    def _draw_images(self, row: Row, generator: np.random.Generator) -> list[PILImage.Image]:
+        drawn = draw(row["images"], self.views_per_instance, generator)
+        images = [decode_image(value, row["instance_id"]) for value in drawn]
+        return images if self.augment is None else [self.augment(image, generator) for image in images]
+
+
+def draw(fold: Sequence[Any], count: int | None, generator: np.random.Generator) -> list[Any]:
+    """Up to `count` different observations of a fold, in random order; all of them where `count` is None."""
+    return [fold[place] for place in generator.permutation(len(fold))[:count]]
+
+
+def decode_image(value: Any, instance_id: str) -> PILImage.Image:
+    """An image of a row as PIL in RGB: given as such, or as the encoded `{"bytes", "path"}` of `datasets`.
+
+    Raises:
+        ValueError: For an image that is missing, broken, or larger than `MAX_PIXELS`.
+    """
+    try:
+        if isinstance(value, PILImage.Image):
+            image = value
+        else:
+            image = PILImage.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"])
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS} pixels")
+        image.load()
+    except (OSError, ValueError, SyntaxError, TypeError, PILImage.DecompressionBombError) as error:
+        where = value.get("path") if isinstance(value, dict) else None
+        raise ValueError(
+            f"Instance {instance_id!r} has an image {where or ''} that can't be read: {error}; replace or drop it."
+        ) from error
+    return MXMCLRProcessor.to_rgb(image)
+
+
+def fold_count(flag: str) -> int | None:
+    """A count flag as `FoldCollator` takes it: a number, or None for `all`."""
+    return None if flag == "all" else int(flag)

@@ -1,0 +1,153 @@
+"""What a run says of itself: its plan before, its scores and pictures after, and all that the card needs."""
+
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from modeling_mxmclr import MXMCLRModel
+from training.arguments import Arguments
+from training.data import decode_image
+from training.hub import Run
+from training.models import is_frozen
+from training.plots import GridQuery, GridResult
+from training.retrieval import DIRECTIONS, Embeddings, Report, nearest_instances, sample_queries
+from training.run_folder import git_revision
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "mxmclr")
+
+
+def flat_scores(report: Report) -> dict[str, float]:
+    """The numbers of both directions under one level of names, such as `text_to_instance_rr@1`."""
+    return {
+        f"{direction}_{name}": value
+        for direction in DIRECTIONS
+        for name, value in report[direction].items()
+        if isinstance(value, int | float)
+    }
+
+
+def relations_per_observation(image_group_ids: Tensor, text_group_ids: Tensor) -> dict[str, float]:
+    """Mean positives and negatives of an image among texts and of a text among images, in one batch."""
+    positives = (image_group_ids[:, None] == text_group_ids).float()
+    num_images, num_texts = positives.shape
+    per_image, per_text = positives.sum() / max(1, num_images), positives.sum() / max(1, num_texts)
+    return {
+        "positives_per_image": per_image.item(),
+        "negatives_per_image": num_texts - per_image.item(),
+        "positives_per_text": per_text.item(),
+        "negatives_per_text": num_images - per_text.item(),
+    }
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """All parameters of a module, and those that learn."""
+    sizes = [(weight.numel(), weight.requires_grad) for weight in module.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+
+
+def mean_drawn(rows: Dataset, column: str, count: int | None) -> float:
+    """Observations that a step draws of an average fold."""
+    sizes = [min(len(fold), count or len(fold)) for fold in rows.select_columns([column])[column]]
+    return sum(sizes) / len(sizes)
+
+
+def describe_plan(
+    arguments: Arguments, splits: Mapping[str, Dataset], model: MXMCLRModel, views: int | None, captions: int | None
+) -> str:
+    """What a run is about to do, for people."""
+    data, optimization = arguments.data, arguments.optimization
+    batch = min(data.instances_per_step, len(splits["train"]))
+    images, texts = mean_drawn(splits["train"], "images", views), mean_drawn(splits["train"], "captions", captions)
+    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items())
+    total, learning = count_parameters(model)
+    steps = optimization.max_steps * optimization.gradient_accumulation_steps
+    lines = {
+        "data": f"{data.dataset}: instances {sizes}",
+        "a step": f"{batch} instances, about {batch * images:.0f} images and {batch * texts:.0f} captions",
+        "an image": f"about {texts:.1f} positives and {(batch - 1) * texts:.0f} negatives among the captions",
+        "a caption": f"about {images:.1f} positives and {(batch - 1) * images:.0f} negatives among the images",
+        "model": f"{describe_tower(model.text_model)} + {describe_tower(model.vision_model)}",
+        "parameters": f"{total:,}, of which {learning:,} learn",
+        "objective": f"{model.config.objective} {model.config.objective_settings or ''}".strip(),
+        "steps": f"{optimization.max_steps:,}, {steps * batch / len(splits['train']):.1f} epochs",
+        "run folder": optimization.output_dir,
+    }
+    return "\n".join(f"  {name:<11}{text}" for name, text in lines.items())
+
+
+def describe_tower(tower: nn.Module) -> str:
+    """A tower's class and size."""
+    total, _ = count_parameters(tower)
+    return f"{type(tower).__name__} {total / 1e6:.1f} M{' (frozen)' if is_frozen(tower) else ''}"
+
+
+def draw_queries(embeddings: Embeddings, rows: Dataset, count: int = 8, k: int = 5, seed: int = 0) -> list[GridQuery]:
+    """Some captions, drawn at random, with a view of their own instance and of the nearest ones."""
+    row_of = {instance_id: row for row, instance_id in enumerate(rows["instance_id"])}
+
+    def first_view(instance_id: str) -> Any:
+        return decode_image(rows[row_of[instance_id]]["images"][0], instance_id)
+
+    text_rows = sample_queries(embeddings, count, seed)
+    queries = []
+    for text_row, neighbours in zip(text_rows, nearest_instances(embeddings, text_rows, k), strict=True):
+        own = embeddings.instance_ids[int(embeddings.text_group_ids[text_row])]
+        results = [GridResult(first_view(each.instance_id), each.score, each.is_hit) for each in neighbours]
+        queries.append(GridQuery(embeddings.captions[text_row], first_view(own), results))
+    return queries
+
+
+def describe_run(
+    arguments: Arguments,
+    model: MXMCLRModel,
+    splits: Mapping[str, Dataset],
+    split: str,
+    report: Report,
+    seconds: float,
+    queries: Sequence[GridQuery],
+) -> Run:
+    """All that the card says of a run."""
+    towers = {
+        modality: getattr(arguments.model, f"{modality}_model")
+        or arguments.model.model
+        or arguments.model.clip_model
+        or f"{getattr(model.config, f'{modality}_config').model_type}, from scratch"
+        for modality in ("text", "vision")
+    }
+    return {
+        "model_name": arguments.optimization.output_dir.rstrip("/").rpartition("/")[2],  # type: ignore[union-attr]
+        "objective": arguments.model.objective,
+        "towers": {"text": towers["text"], "vision": towers["vision"]},
+        "parameters": count_parameters(model)[0],
+        "dataset": {
+            "name": " ".join(filter(None, (arguments.data.dataset, arguments.data.dataset_config))),
+            "fingerprint": splits["train"]._fingerprint,
+            "sizes": {name: len(rows) for name, rows in splits.items()},
+            "split": split,
+        },
+        "arguments": arguments.as_dict(),
+        "command": shlex.join(["accelerate", "launch", "training/train.py", *sys.argv[1:]]),
+        "git_revision": git_revision(),
+        "hardware": describe_hardware(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "steps": arguments.optimization.max_steps,
+        "seconds": seconds,
+        "metrics": report,
+        "curves": "curves.png",
+        "grid": "retrieval.png",
+        "captions": [query.caption for query in queries],
+    }
+
+
+def describe_hardware() -> str:
+    """The machine that trained, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"

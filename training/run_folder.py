@@ -1,0 +1,95 @@
+"""The folder of a run: what was asked for, what was logged, and checkpoints that are whole or not there."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+class RunFolder:
+    """Files of a run, written by the main process alone.
+
+    Args:
+        path: The folder. An earlier run there is moved aside, under the first free number.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.history: list[dict[str, float]] = []
+        self.moved_to = move_aside(self.path)
+        self.path.mkdir(parents=True)
+
+    def write_arguments(self, arguments: Mapping[str, Any]) -> None:
+        """Keep the resolved arguments, as a recipe that repeats the run."""
+        text = yaml.safe_dump(dict(arguments), sort_keys=False, allow_unicode=True)
+        (self.path / "arguments.yaml").write_text(text, encoding="utf-8")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add an entry to the history, in memory and on disk."""
+        entry = {"step": step, **values}
+        self.history.append(entry)
+        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def save_checkpoint(self, name: str, model: MXMCLRModel, processor: MXMCLRProcessor) -> Path:
+        """Save model and processor as `checkpoints/name`, which a run that dies leaves as it was or as it will be."""
+        target = self.path / "checkpoints" / name
+        beside = target.with_name(f".{name}.unfinished")
+        shutil.rmtree(beside, ignore_errors=True)
+        model.save_pretrained(beside)
+        processor.save_pretrained(beside)
+        replace_folder(beside, target)
+        return target
+
+    def publish(self, name: str) -> None:
+        """Move a checkpoint's files to the run folder itself, from where `from_pretrained` loads them."""
+        checkpoint = self.path / "checkpoints" / name
+        for file in checkpoint.iterdir():
+            file.replace(self.path / file.name)
+        checkpoint.rmdir()
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file for people and programs."""
+        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        (self.path / name).write_text(text, encoding="utf-8")
+
+
+def move_aside(path: Path) -> Path | None:
+    """Rename a folder that holds anything, and say to what."""
+    if not path.exists() or not any(path.iterdir()):
+        shutil.rmtree(path, ignore_errors=True)
+        return None
+    number = next(n for n in range(1, 10**6) if not path.with_name(f"{path.name}.{n}").exists())
+    return path.rename(path.with_name(f"{path.name}.{number}"))
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Put a finished folder in the place of another; a crash between the two renames leaves both, under other names."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def git_revision() -> str:
+    """The commit of this clone, with `+changes` where files differ from it; `unknown` outside a clone."""
+    try:
+        commands = (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        revision, changes = (
+            subprocess.run(["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
+            for words in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{revision}+changes" if changes else revision

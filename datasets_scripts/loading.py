@@ -6,7 +6,7 @@ from typing import TypeAlias
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, load_dataset
 
 from .multifold_folder import READERS, MultifoldFolder, has_metadata
-from .schema import RowBuilder, check_columns
+from .schema import RowBuilder, check_columns, check_unique
 from .shapes import Shapes
 
 BUILDERS: dict[str, type[RowBuilder]] = {"shapes": Shapes}
@@ -68,7 +68,7 @@ def load_elsewhere(
     cache_dir: str | None,
     **settings: object,
 ) -> Multifold:
-    """What `datasets.load_dataset` finds, if it has the schema's columns."""
+    """What `datasets.load_dataset` finds, if it has the schema's columns and, where it isn't streamed, unique ids."""
     try:
         loaded = load_dataset(
             dataset, config, split=split, num_proc=num_proc, streaming=streaming, cache_dir=cache_dir, **settings
@@ -78,6 +78,13 @@ def load_elsewhere(
             f"`dataset` must be one of {sorted(BUILDERS)}, a folder with a metadata file ({', '.join(READERS)}), or "
             f"what `datasets.load_dataset` finds, got {dataset!r} ({error})."
         ) from error
-    for part in loaded.values() if isinstance(loaded, dict) else [loaded]:
+    parts = loaded if isinstance(loaded, dict) else {str(loaded.split): loaded}
+    for part in parts.values():
         check_columns(part.features or part.take(1)._resolve_features().features, dataset)
+    if not streaming:
+        check_unique(
+            (instance_id, f"row {row} of '{dataset}' {name}")
+            for name, part in parts.items()
+            for row, instance_id in enumerate(part["instance_id"])
+        )
     return loaded

@@ -180,16 +180,19 @@ def parse_arguments(arguments: Sequence[str], usage: str) -> Arguments:
     """The arguments of a command line whose first word may be a recipe.
 
     Raises:
-        ValueError: For a recipe that is missing, broken or has an unknown key, or a value that doesn't fit.
-        SystemExit: For an unknown flag, as argparse does.
+        ValueError: For a recipe that is missing or broken, an unknown key or flag, or a value that doesn't fit.
+        SystemExit: For a value of the wrong type, as argparse does.
     """
     parser = HfArgumentParser(GROUPS, description=usage, allow_abbrev=False)  # type: ignore[arg-type]
     parser.usage = "accelerate launch training/train.py [RECIPE.yaml] [--flag value ...]"
     recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
     flags = list(arguments[1:] if recipe else arguments)
-    data, model, optimization = parser.parse_args_into_dataclasses(
-        recipe_flags(recipe) + flags, look_for_args_file=False
+    data, model, optimization, unknown = parser.parse_args_into_dataclasses(
+        recipe_flags(recipe) + flags, look_for_args_file=False, return_remaining_strings=True
     )
+    if unknown:
+        name = unknown[0].removeprefix("--").partition("=")[0]
+        raise ValueError(f"Unknown flag {unknown[0]!r}; {hint_for(name)}")
     if optimization.output_dir is None:
         optimization.output_dir = str(Path("runs") / (Path(recipe).stem if recipe else "train"))
     return Arguments(data, model, optimization, recipe)
@@ -205,13 +208,21 @@ def recipe_flags(recipe: str | None) -> list[str]:
         raise ValueError(f"Recipe {recipe!r} does not exist; those of ours are in training/configs.") from error
     except yaml.YAMLError as error:
         raise ValueError(f"Recipe {recipe!r} is not valid YAML: {error}") from error
-    known = [each.name for group in GROUPS for each in fields(group)]
     flags = []
     for key, value in settings.items():
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean `{close[0]}`?" if close else "see `--help` for those there are."
-            raise ValueError(f"Recipe {recipe!r} has an unknown key `{key}`; {hint}")
+        if key not in flag_names():
+            raise ValueError(f"Recipe {recipe!r} has an unknown key `{key}`; {hint_for(str(key))}")
         if value is not None:
             flags.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
     return flags
+
+
+def flag_names() -> list[str]:
+    """Every flag."""
+    return [each.name for group in GROUPS for each in fields(group)]
+
+
+def hint_for(name: str) -> str:
+    """What somebody who wrote an unknown flag may have meant."""
+    close = difflib.get_close_matches(name, flag_names(), n=1)
+    return f"did you mean `{close[0]}`?" if close else "see `--help` for those there are."

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
-from modeling_mxmclr.folds_mxmclr import hash_instance_id
+from modeling_mxmclr.folds_mxmclr import flatten_folds, hash_instance_id
 from training.data import decode_image
 from training.frozen_text import FrozenTextFeatures
 from training.retrieval import Embeddings
@@ -20,17 +20,19 @@ INSTANCES_PER_BATCH = 16
 
 
 class WholeFolds:
-    """Rows to a flat batch of all their observations, in order."""
+    """Rows to a flat batch of all their observations, in order; without tokens where a frozen tower needs none."""
 
-    def __init__(self, processor: MXMCLRProcessor) -> None:
-        self.processor = processor
+    def __init__(self, processor: MXMCLRProcessor, with_tokens: bool = True) -> None:
+        self.processor, self.with_tokens = processor, with_tokens
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], list[Mapping[str, Any]]]:
         """The batch, and the rows without their images."""
         ids = [row["instance_id"] for row in rows]
         images = [[decode_image(value, row["instance_id"]) for value in row["images"]] for row in rows]
-        batch = self.processor(images=images, text=[row["captions"] for row in rows], instance_ids=ids)
-        return dict(batch), [{name: row[name] for name in row if name != "images"} for row in rows]
+        captions = [row["captions"] for row in rows]
+        batch = dict(self.processor(images=images, text=captions if self.with_tokens else None, instance_ids=ids))
+        batch["text_group_ids"] = flatten_folds(captions, [hash_instance_id(each) for each in ids])[1]
+        return batch, [{name: row[name] for name in row if name != "images"} for row in rows]
 
 
 @torch.no_grad()
@@ -49,7 +51,10 @@ def encode_rows(
     model.eval()
     share = Subset(rows, range(rank, len(rows), num_ranks))
     loader = DataLoader(
-        share, batch_size=INSTANCES_PER_BATCH, collate_fn=WholeFolds(processor), num_workers=num_workers
+        share,
+        batch_size=INSTANCES_PER_BATCH,
+        collate_fn=WholeFolds(processor, with_tokens=frozen_text is None),
+        num_workers=num_workers,
     )
     parts = [
         encode_batch(model, batch, kept, frozen_text)
@@ -69,7 +74,7 @@ def encode_batch(
     captions = [caption for row in rows for caption in row["captions"]]
     inputs = {name: value for name, value in batch.items() if not name.endswith("group_ids")}
     if frozen_text is not None:
-        inputs = {"pixel_values": inputs["pixel_values"], "text_tower_output": frozen_text(captions)}
+        inputs["text_tower_output"] = frozen_text(captions)
     output = model(
         **{name: value.to(model.device) for name, value in inputs.items()}, return_loss=False, output_logits=False
     )

@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from datasets_scripts.loading import load_multifold
-from modeling_mxmclr import MXMCLRModel
+from modeling_mxmclr import MXMCLRConfig
 from training.data import named_splits
 from training.encoding import encode_rows
 from training.retrieval import Report, format_table, retrieval_report
@@ -63,7 +63,7 @@ def evaluate(arguments: argparse.Namespace) -> Report:
         raise ValueError(f"`split` must be one of {sorted(splits)}, got {arguments.split!r}.")
     transformers_logging.disable_progress_bar()
     model: Any = AutoModel.from_pretrained(arguments.checkpoint)
-    if not isinstance(model, MXMCLRModel):
+    if model.config.model_type != MXMCLRConfig.model_type:
         raise ValueError(
             f"{arguments.checkpoint!r} holds a {type(model).__name__}, not an MXMCLRModel; train one first."
         )

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors, trainers
-from tokenizers.models import WordPiece
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE
 from torch import nn
 from transformers import (
     AutoImageProcessor,
@@ -127,15 +127,18 @@ def build_tokenizer(arguments: ModelArguments, captions: Iterable[str]) -> PreTr
 
 
 def learn_tokenizer(captions: Iterable[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
-    """A lower-casing WordPiece tokenizer of these captions, in BERT's form; `[PAD]` is token 0."""
-    tokenizer = Tokenizer(WordPiece(unk_token=SPECIAL_TOKENS["unk_token"]))
+    """A lower-casing byte-pair tokenizer of these captions, the same for the same captions; `[PAD]` is token 0.
+
+    Word starts are marked in the text: the trainer numbers tokens with a prefix, as WordPiece has them, at random.
+    """
+    tokenizer = Tokenizer(BPE(unk_token=SPECIAL_TOKENS["unk_token"]))
     tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Punctuation(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size, special_tokens=list(SPECIAL_TOKENS.values()), show_progress=False
     )
-    # Sorted, since ties between equally frequent pairs are broken by the order in which they come.
-    tokenizer.train_from_iterator(sorted(captions), trainer)
+    tokenizer.train_from_iterator(captions, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     )

@@ -52,6 +52,17 @@ def test_data_sets_without_the_schema_are_refused(tmp_path):
             load_multifold(str(tmp_path), cache_dir=tmp_path / "cache", streaming=streaming)
 
 
+def test_equal_ids_in_two_splits_are_named(tmp_path):
+    rows = load_multifold("shapes", cache_dir=tmp_path / "cache", split="train", **TINY)
+    (tmp_path / "parquet").mkdir()
+    for split in ("train", "test"):
+        rows.to_parquet(tmp_path / "parquet" / f"{split}.parquet")
+    with pytest.raises(
+        datasets_scripts.RowError, match=r"got 'chair-table-.*' at row 0 of '.*' train and at row 0 of '.*' test"
+    ):
+        load_multifold(str(tmp_path / "parquet"), cache_dir=tmp_path / "cache")
+
+
 @pytest.mark.parametrize("error", [datasets.exceptions.DatasetNotFoundError, ConnectionError])
 def test_unknown_data_sets_name_what_there_is(tmp_path, monkeypatch, error):
     def nothing_found(*args, **kwargs):

@@ -16,7 +16,16 @@ from modeling_mxmclr import MXMCLRConfig, MXMCLRModel
 from modeling_mxmclr.folds_mxmclr import Observations
 from modeling_mxmclr.modeling_mxmclr import LogitScale
 from modeling_mxmclr.objectives_mxmclr import OBJECTIVES
-from tests.references.tiny import CLIP_TEXT, CLIP_VISION, VISION_TOWERS, picture, tiny_batch, tiny_model, tiny_processor, tower_config
+from tests.references.tiny import (
+    CLIP_TEXT,
+    CLIP_VISION,
+    VISION_TOWERS,
+    picture,
+    tiny_batch,
+    tiny_model,
+    tiny_processor,
+    tower_config,
+)
 
 
 def test_loss_is_the_objective_of_the_embeddings():

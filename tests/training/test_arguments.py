@@ -1,0 +1,92 @@
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from training.arguments import GROUPS, parse_arguments
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "training" / "configs").glob("*.yaml"))
+TOWERS = ['--text_config={"model_type": "bert"}', '--vision_config={"model_type": "vit"}']
+MINIMAL = ["--dataset=shapes", *TOWERS]
+
+
+def write(tmp_path, text):
+    (tmp_path / "recipe.yaml").write_text(text)
+    return str(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_of_ours_parses_and_says_its_command_first(recipe):
+    arguments = parse_arguments([str(recipe)], "")
+    assert Path(arguments.optimization.output_dir).name == recipe.stem
+    assert recipe.read_text().startswith(f"# accelerate launch training/train.py training/configs/{recipe.name}")
+
+
+def test_flags_override_the_recipe_and_types_are_those_of_the_fields(tmp_path):
+    recipe = write(
+        tmp_path,
+        "dataset: shapes\nlearning_rate: 1e-3\nviews_per_instance: 2\nhorizontal_flip: true\n"
+        "vision_model: a\ntext_config: {model_type: bert, hidden_size: 8}\nimage_size:\n",
+    )
+    arguments = parse_arguments([recipe, "--seed", "7", "--views_per_instance", "all"], "")
+    assert arguments.optimization.learning_rate == 1e-3
+    assert arguments.optimization.seed == 7
+    assert arguments.data.views_per_instance == "all"
+    assert arguments.data.horizontal_flip is True
+    assert arguments.model.text_config == {"model_type": "bert", "hidden_size": 8}
+    assert arguments.model.image_size is None
+    assert arguments.optimization.output_dir == "runs/recipe"
+
+
+def test_resolved_arguments_are_a_recipe_that_says_the_same(tmp_path):
+    arguments = parse_arguments([*MINIMAL, '--objective_settings={"soft_weight": 0.3}'], "")
+    again = parse_arguments([write(tmp_path, yaml.safe_dump(arguments.as_dict()))], "")
+    assert again.as_dict() == arguments.as_dict()
+
+
+def test_every_flag_has_help():
+    assert all(field.metadata["help"] for group in GROUPS for field in fields(group))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", r"recipe.yaml' has an unknown key `learning_rat`; did you mean `learning_rate`\?"),
+        ("qqq: 1", "unknown key `qqq`; see `--help`"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_broken_recipes_name_the_culprit(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments([write(tmp_path, text)], "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset=shapes"], "A model starts from one of"),
+        ([*MINIMAL, "--clip_model=a"], "A model starts from one of"),
+        (["--dataset=shapes", TOWERS[0]], "The vision tower needs one of"),
+        ([*MINIMAL, "--text_model=a"], "The text tower needs one of"),
+        ([*MINIMAL, "--views_per_instance=0"], "`views_per_instance` must be a positive number or `all`, got '0'"),
+        ([*MINIMAL, "--crop_scale=1.5"], "`crop_scale` must lie in"),
+        ([*MINIMAL, "--instances_per_step=1"], "`instances_per_step` must be at least 2"),
+        ([*MINIMAL, "--freeze_text_tower=some"], "`freeze_text_tower` must be"),
+        ([*MINIMAL, "--mixed_precision=half"], "`mixed_precision` must be one of"),
+        ([*MINIMAL, "--eval_every=0"], "`eval_every` must be at least 1"),
+        ([*MINIMAL, "--objective_settings=3"], "`objective_settings` must be a mapping"),
+        ([*MINIMAL, "--objective_settings={"], "`objective_settings` must be a JSON object"),
+        ([*MINIMAL, "--view_per_instance=2"], "did you mean `views_per_instance`"),
+        (["missing.yaml"], "'missing.yaml' does not exist"),
+    ],
+)
+def test_bad_values_name_the_flag(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(flags, "")
+
+
+def test_values_of_the_wrong_type_stop_with_usage(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments([*MINIMAL, "--seed=first"], "")
+    assert "--seed" in capsys.readouterr().err

@@ -1,0 +1,135 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from PIL import Image
+
+from datasets_scripts.loading import load_multifold
+from modeling_mxmclr.folds_mxmclr import hash_instance_id
+from tests.references.corpus import write_corpus
+from tests.references.tiny import picture, tiny_processor
+from training.data import EpochRows, FoldCollator, InstanceBatches, decode_image, draw, fold_count, named_splits
+from training.frozen_text import FrozenTextFeatures
+
+
+def encoded(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return {"bytes": buffer.getvalue(), "path": "view.png"}
+
+
+ROWS = [
+    {"instance_id": "a", "images": [encoded(picture(n)) for n in range(5)], "captions": ["red", "blue", "green"]},
+    {"instance_id": "b", "images": [encoded(picture(9))], "captions": []},
+    {"instance_id": "c", "images": [], "captions": ["tall chair", "a table"]},
+]
+
+
+def with_epoch(epoch):
+    return [row | {"epoch": epoch} for row in ROWS]
+
+
+def test_a_step_sees_as_many_observations_as_asked_for_and_no_more_than_there_are():
+    batch = FoldCollator(tiny_processor(), 2, None)(with_epoch(0))
+    a, b, c = map(hash_instance_id, "abc")
+    assert batch["image_group_ids"].tolist() == [a, a, b]
+    assert batch["text_group_ids"].tolist() == [a, a, a, c, c]
+    assert batch["pixel_values"].shape == (3, 3, 32, 32)
+    assert len(batch["input_ids"]) == len(batch["attention_mask"]) == 5
+
+
+def test_draws_depend_on_seed_epoch_and_instance_alone():
+    def drawn(seed, epoch, rows=slice(None)):
+        return FoldCollator(tiny_processor(), 2, 1, seed=seed)(with_epoch(epoch)[rows])["pixel_values"]
+
+    torch.testing.assert_close(drawn(0, 0), drawn(0, 0))
+    torch.testing.assert_close(drawn(0, 0)[:2], drawn(0, 0, slice(1)))
+    others = [drawn(0, epoch) for epoch in range(1, 6)] + [drawn(seed, 0) for seed in range(1, 6)]
+    assert any(not torch.equal(drawn(0, 0), other) for other in others[:5])
+    assert any(not torch.equal(drawn(0, 0), other) for other in others[5:])
+
+
+def test_rows_of_other_loaders_are_drawn_by_torchs_generator():
+    collator = FoldCollator(tiny_processor(), 1, 1)
+    torch.manual_seed(0)
+    first, second = (collator(ROWS)["pixel_values"] for _ in range(2))
+    torch.manual_seed(0)
+    torch.testing.assert_close(collator(ROWS)["pixel_values"], first)
+    assert any(not torch.equal(first, collator(ROWS)["pixel_values"]) for _ in range(6)) or not torch.equal(
+        first, second
+    )
+
+
+def test_every_observation_is_drawn_in_the_long_run_and_none_twice_in_a_step():
+    seen = [draw(range(5), 2, np.random.default_rng(seed)) for seed in range(200)]
+    assert all(len(set(pair)) == 2 for pair in seen)
+    counts = np.bincount([place for pair in seen for place in pair], minlength=5)
+    assert counts.min() > 50
+    assert sorted(draw(range(5), None, np.random.default_rng(0))) == list(range(5))
+
+
+def test_frozen_features_stand_for_the_drawn_captions():
+    captions = ["red", "blue", "green", "tall chair", "a table"]
+    frozen = FrozenTextFeatures(captions, torch.arange(5.0)[:, None])
+    tokens = FoldCollator(tiny_processor(), 1, 2)(with_epoch(3))
+    batch = FoldCollator(tiny_processor(), 1, 2, frozen_text=frozen)(with_epoch(3))
+    vocabulary = tiny_processor().tokenizer
+    texts = vocabulary.decode(tokens["input_ids"], skip_special_tokens=True)
+    assert batch["text_tower_output"][:, 0].tolist() == [captions.index(text) for text in texts]
+    assert batch["text_group_ids"].tolist() == tokens["text_group_ids"].tolist()
+    assert "input_ids" not in batch
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_ranks_together_draw_each_batch_of_one_rank(num_ranks):
+    whole = list(InstanceBatches(10, 4, 7, seed=1))
+    shares = [list(InstanceBatches(10, 4, 7, seed=1, rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
+    for batch, *parts in zip(whole, *shares, strict=True):
+        assert sorted(batch) == sorted(index for part in parts for index in part)
+
+
+def test_epochs_are_new_orders_in_which_nobody_comes_twice():
+    batches = list(InstanceBatches(10, 4, 6, seed=0))
+    epochs = [batches[start] + batches[start + 1] for start in (0, 2, 4)]
+    for number, epoch in enumerate(epochs):
+        assert {e for _, e in epoch} == {number}
+        assert len({row for row, _ in epoch}) == 8
+    assert epochs[0] != [(row, 0) for row, _ in epochs[1]]
+    assert list(InstanceBatches(3, 8, 2, seed=0)) != []
+
+
+def test_rows_carry_their_epoch():
+    rows = EpochRows(Dataset.from_dict({"instance_id": ["a", "b"]}))
+    assert rows[1, 5] == {"instance_id": "b", "epoch": 5}
+
+
+def test_splits_have_our_names_and_images_stay_encoded(tmp_path):
+    loaded = load_multifold(str(write_corpus(tmp_path / "corpus")), cache_dir=tmp_path / "cache")
+    loaded = DatasetDict({"train": loaded["train"], "val": loaded["validation"]})
+    splits = named_splits(loaded)
+    assert sorted(splits) == ["train", "validation"]
+    assert set(splits["train"][0]["images"][0]) == {"bytes", "path"}
+    with pytest.raises(ValueError, match=r"must have a split `train`, got \['val'\]"):
+        named_splits(DatasetDict({"val": loaded["val"]}))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"bytes": b"GIF89a", "path": "a.gif"}, "Instance 'x' has an image a.gif that can't be read"),
+        ({"bytes": None, "path": "/nowhere/b.png"}, "image /nowhere/b.png that can't be read"),
+        ({"bytes": encoded(picture())["bytes"][:200], "path": "c.png"}, "image c.png that can't be read"),
+        (None, "Instance 'x' has an image  that can't be read"),
+        (Image.new("1", (2**14, 2**13)), "16384 x 8192 is more than"),
+    ],
+)
+def test_unreadable_images_name_instance_and_file(value, message):
+    with pytest.raises(ValueError, match=message):
+        decode_image(value, "x")
+
+
+def test_counts_are_numbers_or_all():
+    assert fold_count("all") is None
+    assert fold_count("3") == 3

@@ -25,10 +25,10 @@ class MXMCLRConfig(PreTrainedConfig):
         text_config: Configuration of any transformers text model, an object or its dict with `model_type`.
         vision_config: Configuration of any transformers vision model, an object or its dict with `model_type`.
         projection_dim: Width of the shared space that both heads project to.
-        text_projection: `linear` (no bias, as CLIP), `mlp` (linear, GELU, dropout, linear), or `none` (as SigLIP).
+        text_projection: `linear` (no bias, as CLIP), `mlp` (linear, GELU, linear), or `none` (as SigLIP).
         vision_projection: The same for the image side.
         projection_hidden_dim: Hidden width of an `mlp` head; its default is the width of its tower.
-        projection_dropout: Dropout probability inside an `mlp` head.
+        projection_dropout: Dropout probability of the towers' vectors before the heads.
         text_pooling: How the text tower's output becomes one vector a caption: `pooler` (its own `pooler_output`),
             `mean` (over attended tokens), `cls` (first token), `last` (last attended token), or `auto`: the pooler
             where the tower has one, else the mean.

@@ -28,7 +28,6 @@ from .towers_mxmclr import (
     tower_width,
 )
 
-
 TowerSource = str | os.PathLike[str] | PreTrainedConfig | dict[str, Any]
 
 
@@ -142,15 +141,13 @@ class MXMCLRModel(PreTrainedModel):
         self.visual_projection = self._build_projection(
             config.vision_projection, tower_width(self.vision_model, config.vision_pooling)
         )
+        self.projection_dropout = nn.Dropout(config.projection_dropout)
         self.logit_scale = LogitScale(config.logit_scale_max)
         self.logit_bias = None if config.logit_bias_init_value is None else LogitBias()
         self.post_init()
 
     def _build_projection(self, kind: str, width: int) -> nn.Module:
-        config = self.config
-        return build_projection(
-            kind, width, config.projection_dim, config.projection_hidden_dim, config.projection_dropout
-        )
+        return build_projection(kind, width, self.config.projection_dim, self.config.projection_hidden_dim)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -367,7 +364,7 @@ class MXMCLRModel(PreTrainedModel):
         return pooled[: len(input_ids)], output
 
     def _project(self, projection: nn.Module, pooled: Tensor) -> Tensor:
-        projected = projection(pooled)
+        projected = projection(self.projection_dropout(pooled))
         return unit_norm(projected.to(torch.promote_types(projected.dtype, torch.float32)))
 
     def _score(

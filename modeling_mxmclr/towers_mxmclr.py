@@ -48,7 +48,9 @@ def build_tower(config: PreTrainedConfig, pooling: str) -> PreTrainedModel:
     return cls._from_config(config, **pooler_keywords(cls, pooling))
 
 
-def load_tower(source: str | os.PathLike[str] | PreTrainedConfig | dict[str, Any], modality: str, pooling: str) -> PreTrainedModel:
+def load_tower(
+    source: str | os.PathLike[str] | PreTrainedConfig | dict[str, Any], modality: str, pooling: str
+) -> PreTrainedModel:
     """A tower out of what a caller has.
 
     Args:
@@ -136,7 +138,7 @@ def _last_token(tokens: Tensor, attention_mask: Tensor | None) -> Tensor:
 TOKEN_POOLINGS = {"mean": _mean_token, "cls": _first_token, "last": _last_token}
 
 
-def build_projection(kind: str, width: int, projection_dim: int, hidden_dim: int | None, dropout: float) -> nn.Module:
+def build_projection(kind: str, width: int, projection_dim: int, hidden_dim: int | None) -> nn.Module:
     """The head that maps a tower's vectors to the shared space.
 
     Raises:
@@ -145,7 +147,7 @@ def build_projection(kind: str, width: int, projection_dim: int, hidden_dim: int
     if kind == "linear":
         return HeadLinear(width, projection_dim, bias=False)
     if kind == "mlp":
-        return MLPHead(width, hidden_dim or width, projection_dim, dropout)
+        return MLPHead(width, hidden_dim or width, projection_dim)
     if width != projection_dim:
         raise ValueError(
             f"A projection of `none` needs `projection_dim` equal to the tower's width {width}, got {projection_dim}."
@@ -158,17 +160,16 @@ class HeadLinear(nn.Linear):
 
 
 class MLPHead(nn.Module):
-    """Linear, GELU, dropout, linear: `(num_rows, width)` to `(num_rows, projection_dim)`."""
+    """Linear, GELU, linear: `(num_rows, width)` to `(num_rows, projection_dim)`."""
 
-    def __init__(self, width: int, hidden_dim: int, projection_dim: int, dropout: float) -> None:
+    def __init__(self, width: int, hidden_dim: int, projection_dim: int) -> None:
         super().__init__()
         self.hidden = HeadLinear(width, hidden_dim)
-        self.dropout = nn.Dropout(dropout)
         self.output = HeadLinear(hidden_dim, projection_dim, bias=False)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Project rows, `(num_rows, projection_dim)`."""
-        return self.output(self.dropout(F.gelu(self.hidden(rows))))
+        return self.output(F.gelu(self.hidden(rows)))
 
 
 def route_keywords(

@@ -77,7 +77,7 @@ class ModelArguments:
     text_projection: str = flag("Head of the text tower: `linear`, `mlp` or `none`.", default="linear")
     vision_projection: str = flag("Head of the image tower: `linear`, `mlp` or `none`.", default="linear")
     projection_hidden_dim: int | None = flag("Hidden width of an `mlp` head; the tower's by default.", default=None)
-    projection_dropout: float = flag("Dropout inside an `mlp` head.", default=0.0)
+    projection_dropout: float = flag("Dropout of the towers' vectors before the heads.", default=0.0)
     text_pooling: str | None = flag(
         "`auto`, `pooler`, `mean`, `cls` or `last`; as the checkpoint says by default.", default=None
     )

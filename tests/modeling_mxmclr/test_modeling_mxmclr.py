@@ -86,6 +86,14 @@ def test_features_are_the_embeddings_of_forward():
     torch.testing.assert_close(cached.loss, output.loss)
 
 
+def test_dropout_before_the_heads_is_for_training_alone():
+    model = tiny_model(projection_dropout=0.5)
+    pixels = tiny_batch()["pixel_values"]
+    torch.testing.assert_close(model.get_image_features(pixels), model.get_image_features(pixels), rtol=0, atol=0)
+    model.projection_dropout.train()
+    assert not torch.equal(model.get_image_features(pixels), model.get_image_features(pixels))
+
+
 def test_keywords_of_a_tower_pass_through_and_others_are_refused():
     model, batch = tiny_model(), tiny_batch()
     plain = model(**batch).text_embeds

@@ -101,6 +101,14 @@ def test_dual_encoder_is_no_tower():
 
 
 def test_no_projection_needs_a_fitting_width():
-    assert build_projection("none", 8, 8, None, 0.0)(torch.ones(1, 8)).shape == (1, 8)
+    assert build_projection("none", 8, 8, None)(torch.ones(1, 8)).shape == (1, 8)
     with pytest.raises(ValueError, match="`projection_dim` equal to the tower's width 8, got 9"):
-        build_projection("none", 8, 9, None, 0.0)
+        build_projection("none", 8, 9, None)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_heads_start_with_outputs_as_large_as_their_inputs(kind):
+    model = tiny_model(text_projection=kind, projection_dim=64, projection_hidden_dim=512)
+    rows = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
+    ratio = model.text_projection(rows).std() / rows.std()
+    assert 0.8 < ratio < 1.2 if kind == "linear" else 0.4 < ratio < 1.2

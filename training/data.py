@@ -1,12 +1,13 @@
 """Rows to batches: splits, which instances and observations a step sees, and the collator that calls the processor."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute
 import torch
-from datasets import Dataset, DatasetDict, Image, List
+from datasets import Dataset, DatasetDict
 from PIL import Image as PILImage
 from torch.utils.data import Sampler
 
@@ -16,11 +17,41 @@ from training.frozen_text import FrozenTextFeatures
 
 Row = Mapping[str, Any]
 MAX_PIXELS = 2**26
-SPLIT_ALIASES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",), "train": ("train",)}
+SPLIT_ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
-def named_splits(loaded: DatasetDict) -> dict[str, Dataset]:
-    """The splits by our names, with images left encoded, so that only what is drawn gets decoded.
+class RawRows(torch.utils.data.Dataset):
+    """The rows of a split with their images left encoded, so that only what is drawn gets decoded.
+
+    Args:
+        rows: A split with the row schema.
+    """
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows.with_format("arrow")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index].to_pylist()[0]
+
+    def column(self, name: str) -> list[Any]:
+        """All values of a column other than `images`."""
+        return self.rows[name].to_pylist()
+
+    def fold_sizes(self, name: str) -> list[int]:
+        """How many observations each instance has in `images` or `captions`."""
+        return pyarrow.compute.list_value_length(self.rows[name]).to_pylist()
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of how the rows came about."""
+        return self.rows._fingerprint
+
+
+def named_splits(loaded: DatasetDict) -> dict[str, RawRows]:
+    """The splits by our names.
 
     Raises:
         ValueError: When there is no training split.
@@ -30,13 +61,23 @@ def named_splits(loaded: DatasetDict) -> dict[str, Dataset]:
     }
     if "train" not in found:
         raise ValueError(f"`dataset` must have a split `train`, got {sorted(loaded)}.")
-    return {name: rows.cast_column("images", List(Image(decode=False))) for name, rows in found.items()}
+    return {name: RawRows(rows) for name, rows in found.items()}
+
+
+def caption_owners(parts: Iterable[RawRows]) -> dict[str, str]:
+    """Every distinct caption of some splits, and the `instance_id` of one instance that has it."""
+    return {
+        caption: instance_id
+        for rows in parts
+        for instance_id, fold in zip(rows.column("instance_id"), rows.column("captions"), strict=True)
+        for caption in fold
+    }
 
 
 class EpochRows(torch.utils.data.Dataset):
     """Rows that say in which epoch they were asked for, under indices `(row, epoch)`."""
 
-    def __init__(self, rows: Dataset) -> None:
+    def __init__(self, rows: RawRows) -> None:
         self.rows = rows
 
     def __len__(self) -> int:

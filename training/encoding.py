@@ -5,14 +5,13 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
 from modeling_mxmclr.folds_mxmclr import flatten_folds, hash_instance_id
-from training.data import decode_image
+from training.data import RawRows, decode_image
 from training.frozen_text import FrozenTextFeatures
 from training.retrieval import Embeddings
 
@@ -39,7 +38,7 @@ class WholeFolds:
 def encode_rows(
     model: MXMCLRModel,
     processor: MXMCLRProcessor,
-    rows: Dataset,
+    rows: RawRows,
     rank: int = 0,
     num_ranks: int = 1,
     frozen_text: FrozenTextFeatures | None = None,

@@ -1,6 +1,6 @@
 """The vectors of a text tower that never changes, computed once for all epochs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,16 +30,24 @@ class FrozenTextFeatures:
     @classmethod
     @torch.no_grad()
     def encode(
-        cls, model: MXMCLRModel, processor: MXMCLRProcessor, captions: Iterable[str], show_progress: bool = False
+        cls, model: MXMCLRModel, processor: MXMCLRProcessor, owners: Mapping[str, str], show_progress: bool = False
     ) -> "FrozenTextFeatures":
-        """Run the text tower over the distinct captions, in eval mode, batched by length so that padding is short."""
-        distinct = sorted(set(captions), key=lambda caption: (len(caption), caption))
+        """Run the text tower over captions, in eval mode, batched by length so that padding is short.
+
+        Args:
+            model: The model, on the device that is to be used.
+            processor: Its processor.
+            owners: The captions, and the `instance_id` of one instance that has each, for messages.
+            show_progress: Whether to show a bar.
+        """
+        distinct = sorted(owners, key=lambda caption: (len(caption), caption))
         was_training = model.text_model.training
         model.text_model.eval()
         batches = [distinct[start : start + BATCH_SIZE] for start in range(0, len(distinct), BATCH_SIZE)]
         features = []
         for batch in tqdm(batches, desc="frozen text tower", disable=not show_progress, leave=False):
-            tokens = processor(text=[batch]).to(model.device)
+            ids = [owners[caption] for caption in batch]
+            tokens = processor(text=[[caption] for caption in batch], instance_ids=ids).to(model.device)
             tokens.pop("text_group_ids")
             features.append(model.get_text_tower_output(**tokens).float().cpu())
         model.text_model.train(was_training)

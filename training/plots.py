@@ -176,7 +176,7 @@ def _draw_panel(axes: "Axes", title: str, points: Mapping[Curve, tuple[np.ndarra
     if title == RECALL_TITLE:
         # From 0, with room for the legend above the curves.
         axes.set_ylim(0, 1.5 * max(np.nanmax(values, initial=0.01) for _, values in points.values()))
-        axes.yaxis.set_major_formatter(lambda fraction, _: f"{100 * fraction:g}")
+        axes.yaxis.set_major_formatter(lambda fraction, _: f"{100 * fraction:g}" if fraction <= 1 else "")
     axes.set_title(title, fontsize=11, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)

@@ -8,12 +8,11 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 
 from modeling_mxmclr import MXMCLRModel
 from training.arguments import Arguments
-from training.data import decode_image
+from training.data import RawRows, decode_image
 from training.hub import Run
 from training.models import is_frozen
 from training.plots import GridQuery, GridResult
@@ -52,14 +51,14 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
 
 
-def mean_drawn(rows: Dataset, column: str, count: int | None) -> float:
+def mean_drawn(rows: RawRows, column: str, count: int | None) -> float:
     """Observations that a step draws of an average fold."""
-    sizes = [min(len(fold), count or len(fold)) for fold in rows.select_columns([column])[column]]
+    sizes = [min(size, count or size) for size in rows.fold_sizes(column)]
     return sum(sizes) / len(sizes)
 
 
 def describe_plan(
-    arguments: Arguments, splits: Mapping[str, Dataset], model: MXMCLRModel, views: int | None, captions: int | None
+    arguments: Arguments, splits: Mapping[str, RawRows], model: MXMCLRModel, views: int | None, captions: int | None
 ) -> str:
     """What a run is about to do, for people."""
     data, optimization = arguments.data, arguments.optimization
@@ -88,9 +87,9 @@ def describe_tower(tower: nn.Module) -> str:
     return f"{type(tower).__name__} {total / 1e6:.1f} M{' (frozen)' if is_frozen(tower) else ''}"
 
 
-def draw_queries(embeddings: Embeddings, rows: Dataset, count: int = 8, k: int = 5, seed: int = 0) -> list[GridQuery]:
+def draw_queries(embeddings: Embeddings, rows: RawRows, count: int = 8, k: int = 5, seed: int = 0) -> list[GridQuery]:
     """Some captions, drawn at random, with a view of their own instance and of the nearest ones."""
-    row_of = {instance_id: row for row, instance_id in enumerate(rows["instance_id"])}
+    row_of = {instance_id: row for row, instance_id in enumerate(rows.column("instance_id"))}
 
     def first_view(instance_id: str) -> Any:
         return decode_image(rows[row_of[instance_id]]["images"][0], instance_id)
@@ -107,7 +106,7 @@ def draw_queries(embeddings: Embeddings, rows: Dataset, count: int = 8, k: int =
 def describe_run(
     arguments: Arguments,
     model: MXMCLRModel,
-    splits: Mapping[str, Dataset],
+    splits: Mapping[str, RawRows],
     split: str,
     report: Report,
     seconds: float,
@@ -128,7 +127,7 @@ def describe_run(
         "parameters": count_parameters(model)[0],
         "dataset": {
             "name": " ".join(filter(None, (arguments.data.dataset, arguments.data.dataset_config))),
-            "fingerprint": splits["train"]._fingerprint,
+            "fingerprint": splits["train"].fingerprint,
             "sizes": {name: len(rows) for name, rows in splits.items()},
             "split": split,
         },

@@ -25,7 +25,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import ProjectConfiguration, gather_object, set_seed
-from datasets import Dataset
 from datasets.utils import logging as datasets_logging
 from PIL import Image
 from torch import Tensor
@@ -38,7 +37,15 @@ from datasets_scripts.loading import load_multifold
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
 from training.arguments import Arguments, parse_arguments
 from training.augmentation import Augmentation
-from training.data import EpochRows, FoldCollator, InstanceBatches, fold_count, named_splits
+from training.data import (
+    EpochRows,
+    FoldCollator,
+    InstanceBatches,
+    RawRows,
+    caption_owners,
+    fold_count,
+    named_splits,
+)
 from training.encoding import encode_rows
 from training.frozen_text import FrozenTextFeatures
 from training.hub import push_run, save_run_card
@@ -58,7 +65,7 @@ class Session:
 
     arguments: Arguments
     accelerator: Accelerator
-    splits: dict[str, Dataset]
+    splits: dict[str, RawRows]
     model: MXMCLRModel
     processor: MXMCLRProcessor
     frozen_text: FrozenTextFeatures | None
@@ -121,7 +128,7 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
     with accelerator.main_process_first():  # the others read what the first one built
         loaded = load_multifold(data.dataset, config=data.dataset_config, num_proc=data.num_proc)
     splits = named_splits(loaded)
-    captions = [caption for fold in splits["train"]["captions"] for caption in fold]
+    captions = (caption for fold in splits["train"].column("captions") for caption in fold)
     transformers_logging.set_verbosity_error()  # of each fresh head and unused key of a pretrained tower
     model, processor = build_model(arguments.model, captions)
     if options.gradient_checkpointing:
@@ -129,8 +136,8 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
     model.to(accelerator.device)
     frozen_text = None
     if is_frozen(model.text_model):
-        everything = (caption for rows in splits.values() for fold in rows["captions"] for caption in fold)
-        frozen_text = FrozenTextFeatures.encode(model, processor, everything, accelerator.is_main_process)
+        owners = caption_owners(splits.values())
+        frozen_text = FrozenTextFeatures.encode(model, processor, owners, accelerator.is_main_process)
     # Equal weights on every rank so far; from here on each drops out its own units.
     set_seed(options.seed, device_specific=True)
     return Session(arguments, accelerator, splits, model, processor, frozen_text, folder)

@@ -10,7 +10,16 @@ from datasets_scripts.loading import load_multifold
 from modeling_mxmclr.folds_mxmclr import hash_instance_id
 from tests.references.corpus import write_corpus
 from tests.references.tiny import picture, tiny_processor
-from training.data import EpochRows, FoldCollator, InstanceBatches, decode_image, draw, fold_count, named_splits
+from training.data import (
+    EpochRows,
+    FoldCollator,
+    InstanceBatches,
+    RawRows,
+    decode_image,
+    draw,
+    fold_count,
+    named_splits,
+)
 from training.frozen_text import FrozenTextFeatures
 
 
@@ -101,7 +110,7 @@ def test_epochs_are_new_orders_in_which_nobody_comes_twice():
 
 
 def test_rows_carry_their_epoch():
-    rows = EpochRows(Dataset.from_dict({"instance_id": ["a", "b"]}))
+    rows = EpochRows(RawRows(Dataset.from_dict({"instance_id": ["a", "b"]})))
     assert rows[1, 5] == {"instance_id": "b", "epoch": 5}
 
 
@@ -111,6 +120,8 @@ def test_splits_have_our_names_and_images_stay_encoded(tmp_path):
     splits = named_splits(loaded)
     assert sorted(splits) == ["train", "validation"]
     assert set(splits["train"][0]["images"][0]) == {"bytes", "path"}
+    assert splits["train"].fold_sizes("images") == [len(row["images"]) for row in loaded["train"]]
+    assert splits["train"].column("captions") == loaded["train"]["captions"][:]
     with pytest.raises(ValueError, match=r"must have a split `train`, got \['val'\]"):
         named_splits(DatasetDict({"val": loaded["val"]}))
 

@@ -187,10 +187,10 @@ class MXMCLRModel(PreTrainedModel):
 
         Args:
             name: Hub id or folder of the checkpoint.
-            config_fields: Fields of `MXMCLRConfig` that don't describe the architecture, such as `objective`.
+            config_fields: Fields of `MXMCLRConfig` that the checkpoint doesn't settle, such as `objective`.
 
         Raises:
-            TypeError: For a field that `MXMCLRConfig` doesn't have.
+            TypeError: For a field that `MXMCLRConfig` doesn't have, or that the checkpoint settles.
             ValueError: For a checkpoint that is not of a dual encoder in CLIP's form.
         """
         check_config_fields(config_fields)
@@ -214,7 +214,9 @@ class MXMCLRModel(PreTrainedModel):
             "logit_scale_max": max(100.0, math.exp(log_scale)),
             "logit_bias_init_value": source.logit_bias.item() if hasattr(source, "logit_bias") else None,
         }
-        model = cls(cls.config_class(**architecture | config_fields), source.text_model, source.vision_model)
+        if settled := sorted(architecture.keys() & config_fields.keys()):
+            raise TypeError(f"{settled} are taken over from {str(name)!r}; leave them out.")
+        model = cls(cls.config_class(**architecture, **config_fields), source.text_model, source.vision_model)
         if projects:
             model.text_projection.load_state_dict(source.text_projection.state_dict())
             model.visual_projection.load_state_dict(source.visual_projection.state_dict())

@@ -188,6 +188,13 @@ def test_a_dual_encoder_taken_over_gives_equal_embeddings_and_logits(make, tmp_p
         torch.testing.assert_close(output.logits_per_image, expected.logits_per_image, rtol=1e-5, atol=1e-4)
 
 
+def test_what_a_dual_encoder_settles_can_not_be_changed(tmp_path):
+    clip_checkpoint(tmp_path)
+    assert MXMCLRModel.from_clip_pretrained(tmp_path, objective="clip").config.objective == "clip"
+    with pytest.raises(TypeError, match=r"\['projection_dim'\] are taken over"):
+        MXMCLRModel.from_clip_pretrained(tmp_path, projection_dim=8)
+
+
 def test_two_checkpoints_become_the_towers_of_one_model(tmp_path):
     towers = {"text": tiny_model("distilbert").text_model, "vision": tiny_model("bert", "resnet").vision_model}
     for name, tower in towers.items():

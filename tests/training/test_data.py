@@ -49,6 +49,12 @@ def test_a_step_sees_as_many_observations_as_asked_for_and_no_more_than_there_ar
     assert len(batch["input_ids"]) == len(batch["attention_mask"]) == 5
 
 
+def test_a_rank_that_gets_no_instance_gets_an_empty_batch():
+    batch = FoldCollator(tiny_processor(), 2, 2)([])
+    assert {name: len(rows) for name, rows in batch.items()} == dict.fromkeys(batch, 0)
+    assert batch["pixel_values"].shape == (0, 3, 32, 32)
+
+
 def test_draws_depend_on_seed_epoch_and_instance_alone():
     def drawn(seed, epoch, rows=slice(None)):
         return FoldCollator(tiny_processor(), 2, 1, seed=seed)(with_epoch(epoch)[rows])["pixel_values"]

@@ -18,6 +18,7 @@ from .configuration_mxmclr import MXMCLRConfig
 from .distributed_mxmclr import gather_observations, world_size
 from .folds_mxmclr import Observations, instance_embeddings, unit_norm
 from .objectives_mxmclr import ObjectiveOutput, get_objective, setting_names
+from .scale_mxmclr import LogitBias, LogitScale
 from .towers_mxmclr import (
     HeadLinear,
     build_projection,
@@ -56,46 +57,6 @@ class MXMCLROutput(ModelOutput):
     logit_scale: Tensor | None = None
     text_model_output: ModelOutput | None = None
     vision_model_output: ModelOutput | None = None
-
-
-class _ClampFromAbove(torch.autograd.Function):
-    """The smaller of value and limit, whose gradient passes beyond the limit where a descent step lowers the value."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, limit: float) -> Tensor:
-        ctx.save_for_backward(value > limit)
-        return value.clamp(max=limit)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (beyond,) = ctx.saved_tensors
-        return gradients[0].masked_fill(beyond & (gradients[0] < 0), 0), None
-
-
-class LogitScale(nn.Module):
-    """The learned log scale, a module of its own so that adapters can save it and FSDP can shard it."""
-
-    def __init__(self, maximum: float) -> None:
-        super().__init__()
-        self.log_maximum = math.log(maximum)
-        self.weight = nn.Parameter(torch.zeros(1))
-
-    def forward(self) -> Tensor:
-        """The log scale, at most the log of the maximum, `(1,)`."""
-        return _ClampFromAbove.apply(self.weight, self.log_maximum)
-
-
-class LogitBias(nn.Module):
-    """The constant that a SigLIP model adds to its logits; softmax objectives don't move it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("weight", torch.zeros(1))
-        self.weight: Tensor
-
-    def forward(self) -> Tensor:
-        """The bias, `(1,)`."""
-        return self.weight
 
 
 class MXMCLRModel(PreTrainedModel):

@@ -19,6 +19,7 @@ COPIED = {
     "modeling_mxmclr.py",
     "objectives_mxmclr.py",
     "processing_mxmclr.py",
+    "scale_mxmclr.py",
     "towers_mxmclr.py",
 }
 # The editable install is taken off the path, so that nothing but the checkpoint can provide the classes.

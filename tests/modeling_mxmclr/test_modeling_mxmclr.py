@@ -14,8 +14,8 @@ from transformers import (
 
 from modeling_mxmclr import MXMCLRConfig, MXMCLRModel
 from modeling_mxmclr.folds_mxmclr import Observations
-from modeling_mxmclr.modeling_mxmclr import LogitScale
 from modeling_mxmclr.objectives_mxmclr import OBJECTIVES
+from modeling_mxmclr.scale_mxmclr import LogitScale
 from tests.references.tiny import (
     CLIP_TEXT,
     CLIP_VISION,

@@ -65,9 +65,6 @@ class MultifoldFolder(RowBuilder):
     (`train`, `validation` or `test` for every row; without it, `split_of` the id). In CSV, `images` and `captions` are
     JSON lists. Further columns pass through: strings, whole numbers, fractions and booleans as they are, a column that
     holds anything else as JSON text.
-
-    Example:
-        >>> MultifoldFolder(data_dir="emoji").as_dataset(split="test")  # doctest: +SKIP
     """
 
     BUILDER_CONFIG_CLASS = MultifoldFolderConfig

@@ -33,9 +33,8 @@ class MXMCLRProcessor(ProcessorMixin):
         tokenizer: Tokenizer of the text tower.
         text_padding: `longest` of a call, or `max_length`, which SigLIP's text tower was trained with.
 
-    Example:
-        >>> processor = MXMCLRProcessor.from_pretrained(folder)  # doctest: +SKIP
-        >>> batch = processor(images=[views_of_a, views_of_b], text=[["a red chair"], []])  # doctest: +SKIP
+    `processor(images=[views_of_a, views_of_b], text=[["a red chair"], []], instance_ids=["a", "b"])` is the
+    batch of two instances, of which the second has no caption.
     """
 
     valid_processor_kwargs = MXMCLRProcessorKwargs

@@ -51,7 +51,7 @@ def test_glb_scenes_are_flattened_with_their_transforms(tmp_path):
     scene = trimesh.Scene()
     for place, colour in ((0, (255, 0, 0, 255)), (5, (0, 0, 255, 255))):
         part = trimesh.creation.box()
-        part.visual.face_colors = colour
+        part.visual.vertex_colors = colour  # trimesh writes colours of faces with scipy alone
         scene.add_geometry(part, transform=trimesh.transformations.translation_matrix([place, 0, 0]))
     scene.export(tmp_path / "scene.glb")
     mesh = load_mesh(tmp_path / "scene.glb")

@@ -1,6 +1,7 @@
 """The one row schema of every data set, the split by hash, and what makes a row valid."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypedDict
 
@@ -19,6 +20,8 @@ FEATURES = Features(
 REQUIRED_COLUMNS = ("instance_id", "images", "captions")
 SPLITS = ("train", "validation", "test")
 SPLIT_ENDS = (0.7, 0.8, 1.0)
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+SPLIT_NAMES = {split: split for split in SPLITS} | dict.fromkeys(("val", "valid", "dev"), "validation")
 
 
 class Row(TypedDict):
@@ -64,6 +67,8 @@ def check_row(row: Mapping[str, object], where: str) -> None:
         raise RowError(f"{where}: instance `{instance_id}` has neither images nor captions; give it one or drop it.")
     if not isinstance(row.get("category") or "", str):
         raise RowError(f"{where}, instance `{instance_id}`: `category` must be a string, got {row['category']!r}.")
+    for text in (instance_id, row.get("category") or ""):
+        check_text(str(text), where)
 
 
 def check_fold(fold: object, column: str, where: str) -> None:
@@ -79,6 +84,17 @@ def check_fold(fold: object, column: str, where: str) -> None:
     for caption in fold:
         if not isinstance(caption, str) or not caption.strip():
             raise RowError(f"{where}: every caption must be a non-blank string, got {caption!r}; drop or quote it.")
+        check_text(caption, where)
+
+
+def check_text(text: str, where: str) -> None:
+    """Check that a text can be stored and read back everywhere.
+
+    Raises:
+        RowError: If it holds a NUL, or half of a surrogate pair (as JSON can write it), which UTF-8 has no bytes for.
+    """
+    if UNSTORABLE.search(text):
+        raise RowError(f"{where}: text must have neither NULs nor lone surrogates, got {text[:60]!r}; take them out.")
 
 
 def check_unique(ids_and_places: Iterable[tuple[str, str]]) -> None:

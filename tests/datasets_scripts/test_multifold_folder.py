@@ -1,6 +1,8 @@
 import csv
 import json
 import os
+import struct
+import threading
 from io import BytesIO
 
 import numpy as np
@@ -9,8 +11,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from datasets_scripts.listed_rows import column_type
 from datasets_scripts.loading import load_multifold
-from datasets_scripts.multifold_folder import MultifoldFolder, column_type
+from datasets_scripts.multifold_folder import MultifoldFolder
 from datasets_scripts.schema import RowError
 
 MODES = ("RGB", "RGBA", "P", "L", "LA", "I;16", "CMYK", "1")
@@ -145,9 +148,12 @@ def broken(line):
 
 
 def bomb():
+    """A BMP of a few bytes whose header speaks of 400 million pixels."""
     buffer = BytesIO()
-    Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
-    return buffer.getvalue()
+    Image.new("1", (1, 1)).save(buffer, "BMP")
+    content = bytearray(buffer.getvalue())
+    content[18:26] = struct.pack("<ii", 20_000, 20_000)
+    return bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +164,7 @@ def bomb():
             r"metadata.jsonl:2: expected one JSON object a line, got '\{\"instance_id\": \"x\",'",
         ),
         ("[1, 2]", r"metadata.jsonl:2: expected one JSON object a line, got '\[1, 2\]'"),
-        ("\udcff", r"metadata.jsonl:2: expected one JSON object a line"),
+        ("\udcff", r"metadata.jsonl:2: expected UTF-8, got "),
         ('{"instance_id": "x", "images": []}', "metadata.jsonl:2: `captions` is missing"),
         ('{"instance_id": "x", "images": [], "captions": []}', "metadata.jsonl:2: instance `x` has neither"),
         ('{"instance_id": "x", "images": [], "captions": "c"}', "jsonl:2, instance `x`: `captions` must be a list"),
@@ -205,7 +211,7 @@ def test_broken_metadata_lines_are_named(folder, load, line, message, streaming)
         ('instance_id,images,captions\na,[],"[]",x', "metadata.csv:2: expected 3 cells as in the header"),
         ('instance_id,images,captions\na,[],"[""c""]"x', "metadata.csv:2: expected CSV"),
         ("images,captions\n[],[]", "metadata.csv:2: `instance_id` is missing"),
-        ("instance_id,images,captions\n", "metadata.csv' lists no instance"),
+        ("instance_id,images,captions\n", "data' lists no instance"),
     ],
 )
 def test_broken_csv_is_named(folder, load, text, message):
@@ -220,7 +226,7 @@ def test_broken_parquet_and_latin_csv_are_named(folder, load):
         load()
     (folder / "metadata.parquet").unlink()
     (folder / "metadata.csv").write_bytes("instance_id,images,captions\né,[],[]".encode("latin-1"))
-    with pytest.raises(RowError, match=r"metadata.csv: expected UTF-8"):
+    with pytest.raises(RowError, match=r"metadata.csv:2: expected UTF-8"):
         load()
 
 
@@ -260,9 +266,9 @@ def test_a_folder_needs_exactly_one_metadata_file(folder, load):
     (folder / "metadata.csv").write_text("")
     with pytest.raises(ValueError, match=r"must hold exactly one of .*, got \['metadata.jsonl', 'metadata.csv'\]"):
         load()
-    with pytest.raises(ValueError, match="`data_dir` must be a folder"):
+    with pytest.raises(ValueError, match="`data_dir` must be the folder"):
         MultifoldFolder(cache_dir=str(folder))
-    with pytest.raises(ValueError, match=r"must hold exactly one of .*, got none"):
+    with pytest.raises(ValueError, match=r"must hold one of .*, got none of them"):
         MultifoldFolder(data_dir=str(folder / "images"), cache_dir=str(folder))
 
 
@@ -271,3 +277,49 @@ def test_links_inside_the_folder_are_followed(folder, load, tmp_path):
     os.symlink(tmp_path / "blob.png", folder / "images" / "link.png")
     write_jsonl(folder, [{"instance_id": "a", "images": ["images/link.png"], "captions": [], "split": "test"}])
     assert load(split="test")[0]["images"][0].size == (5, 4)
+
+
+def test_the_row_limit_is_a_setting(folder, load):
+    write_jsonl(folder, rows_like())
+    with pytest.raises(RowError, match=r"metadata.jsonl:6: expected at most `max_rows`=5 rows .*; raise `max_rows`"):
+        load(max_rows=5)
+    assert sum(map(len, load(max_rows=6).values())) == 6
+    with pytest.raises(ValueError, match="`max_rows` must be a whole number from 1, got 0"):
+        load(max_rows=0)
+
+
+def test_a_listing_that_fills_memory_is_refused(folder, load):
+    write_jsonl(folder, [{"instance_id": f"i{n}", "images": [], "captions": ["a"] * 50} for n in range(6)])
+    with pytest.raises(
+        RowError, match=r"expected at most `max_rows`=6 instances of 768 bytes on average, .* got more"
+    ):
+        load(max_rows=6)
+
+
+def test_parquet_that_says_it_is_too_large_is_refused(folder, load):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows_like()), folder / "metadata.parquet")
+    with pytest.raises(RowError, match=r"metadata.parquet: expected at most `max_rows`=5 rows .* got 6 rows of"):
+        load(max_rows=5)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"instance_id": "a\\ud800", "images": [], "captions": ["c"]}',
+        '{"instance_id": "a", "images": [], "captions": ["c\\u0000"]}',
+        '{"instance_id": "a", "images": [], "captions": ["c"], "more": {"x": ["\\udfff"]}}',
+        '{"instance_id": "a", "images": [], "captions": ["c"], "\\ud800": 1}',
+        '{"instance_id": "a", "images": ["a\\u0000.png"], "captions": ["c"]}',
+    ],
+)
+def test_text_that_cannot_be_stored_is_named(folder, load, line):
+    (folder / "metadata.jsonl").write_text(line)
+    with pytest.raises(RowError, match=r"metadata.jsonl:1.*text must have neither NULs nor lone surrogates"):
+        load()
+
+
+def test_a_pipe_serves_as_metadata(folder, load):
+    os.mkfifo(folder / "metadata.jsonl")
+    text = "\n".join(json.dumps(row) for row in rows_like())
+    threading.Thread(target=(folder / "metadata.jsonl").write_text, args=(text,), daemon=True).start()
+    assert sum(map(len, load().values())) == 6

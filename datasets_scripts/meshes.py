@@ -1,11 +1,16 @@
 """Triangle meshes with a colour per face: from numpy arrays, from mesh files, from voxel grids."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .mesh_files import MeshFiles
+from .raw_files import read_limited
+from .schema import RowError
 
 if TYPE_CHECKING:
     import trimesh
@@ -13,6 +18,9 @@ if TYPE_CHECKING:
 
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl")
 MAX_FACES = 5_000_000
+MAX_MESH_BYTES = 2**28  # so many faces as a binary STL
+MAX_VOXEL_SIDES = 500_000  # a solid cube of 128 voxels a side shows 98,304
+SMALLEST, LARGEST = 1e-15, 1e15  # lengths that 32-bit numbers can square and compare
 RENDER_INSTALL = "install it with `pip install 'mxmclr[render]'`"
 
 # The corners of each side of a unit cube, anticlockwise seen from outside, by (axis, +1 or -1).
@@ -57,8 +65,11 @@ def check_mesh(mesh: ColouredMesh) -> None:
         raise ValueError(f"`vertices` must be finite, got {vertices[row].tolist()} in row {row}; repair the mesh.")
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise ValueError(f"`faces` must name rows 0 to {len(vertices) - 1}, got {faces.min()} to {faces.max()}.")
-    if not np.ptp(vertices, axis=0).max() > 0:
+    extent = np.ptp(vertices, axis=0).max()
+    if not extent > 0:
         raise ValueError("A mesh must have an extent, got one where all vertices are the same point; drop it.")
+    if extent < SMALLEST or np.abs(vertices).max() > LARGEST:
+        raise ValueError(f"`vertices` must lie within {LARGEST} and {SMALLEST} apart; scale the mesh.")
 
 
 def join_meshes(meshes: Sequence[ColouredMesh]) -> ColouredMesh:
@@ -71,7 +82,9 @@ def join_meshes(meshes: Sequence[ColouredMesh]) -> ColouredMesh:
     )
 
 
-def load_mesh(path: str | Path, up: str = "y") -> ColouredMesh:
+def load_mesh(
+    path: str | Path, up: str = "y", folder: Path | None = None, max_bytes: int = MAX_MESH_BYTES
+) -> ColouredMesh:
     """A mesh file (OBJ with its MTL, GLB, glTF, PLY, STL) as one mesh, its parts where the file's scene puts them.
 
     Colours are those of faces, vertices or materials; of a texture, the pixel at the middle of each face.
@@ -79,16 +92,19 @@ def load_mesh(path: str | Path, up: str = "y") -> ColouredMesh:
     Args:
         path: The file.
         up: The axis of the file that points up, `"y"` or `"z"`; what comes back has y up.
+        folder: The only folder that the materials and textures may lie in; by default the file's own.
+        max_bytes: How large the file may be; reading OBJ takes 22 times that in memory.
 
     Raises:
         ValueError: If the file is missing, of another kind, or holds no mesh that can be rendered.
+        RowError: If it names files outside the folder, or is larger than `max_bytes`.
     """
     path = Path(path)
     if not path.is_file() or path.suffix.lower() not in MESH_SUFFIXES:
         raise ValueError(f"`path` must be an existing file that ends in one of {list(MESH_SUFFIXES)}, got '{path}'.")
     if up not in ("y", "z"):
         raise ValueError(f"`up` must be 'y' or 'z', got {up!r}.")
-    parts = [coloured_part(part) for part in read_parts(path)]
+    parts = read_parts(path, folder or path.parent, max_bytes)
     if not parts:
         raise ValueError(f"'{path}' holds no triangles; drop it.")
     mesh = join_meshes(parts)
@@ -102,17 +118,24 @@ def load_mesh(path: str | Path, up: str = "y") -> ColouredMesh:
     return mesh
 
 
-def read_parts(path: Path) -> "list[trimesh.Trimesh]":
+def read_parts(path: Path, folder: Path, max_bytes: int) -> list[ColouredMesh]:
     """The meshes of a file, moved to where its scene puts them."""
     try:
         import trimesh
     except ImportError as error:
         raise ImportError(f"Reading mesh files needs `trimesh`; {RENDER_INSTALL}.") from error
+    files = MeshFiles(path, folder)
+    resolver = cast("trimesh.resolvers.Resolver", files)  # its two methods that readers call
+    content = BytesIO(read_limited(path, max_bytes))
     try:
-        parts = trimesh.load_scene(path).dump()
+        parts = trimesh.load_scene(content, file_type=path.suffix[1:].lower(), resolver=resolver).dump()
+        meshes = [coloured_part(part) for part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    except RowError:
+        raise
     except Exception as error:  # each format's reader fails in its own way
         raise ValueError(f"'{path}' can't be read as a mesh ({error}); export it again.") from error
-    return [part for part in parts if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    files.check_refused()
+    return meshes
 
 
 def coloured_part(part: "trimesh.Trimesh") -> ColouredMesh:
@@ -140,21 +163,28 @@ def voxels_to_mesh(rgba: NDArray[np.uint8]) -> ColouredMesh:
         rgba: `(x, y, z, 4)` uint8 with y up; a cell is filled where its alpha is not 0.
 
     Raises:
-        ValueError: If it isn't such a grid, or nothing in it is filled.
+        ValueError: If it isn't such a grid, nothing in it is filled, or it is in too many pieces.
     """
     if rgba.ndim != 4 or rgba.shape[3] != 4 or rgba.dtype != np.uint8:
         raise ValueError(f"`rgba` must be a uint8 grid (x, y, z, 4), got {rgba.dtype} of shape {rgba.shape}.")
     filled = np.pad(rgba[..., 3] > 0, 1)
     if not filled.any():
         raise ValueError("`rgba` must have a filled voxel, got alpha 0 everywhere; drop the shape.")
+    count = sum(int(exposed_sides(filled, axis, step).sum()) for axis, step in CUBE_SIDES)
+    if count > MAX_VOXEL_SIDES:
+        raise ValueError(f"`rgba` may show at most {MAX_VOXEL_SIDES} sides of cubes, got {count}; use a coarser grid.")
     sides = [voxel_sides(rgba, filled, axis, step) for axis, step in CUBE_SIDES]
     return join_meshes(sides)
 
 
+def exposed_sides(filled: NDArray[np.bool_], axis: int, step: int) -> NDArray[np.bool_]:
+    """Which cells have no filled neighbour on that side; `filled` is padded by one, what comes back isn't."""
+    return (filled & ~np.roll(filled, -step, axis=axis))[1:-1, 1:-1, 1:-1]
+
+
 def voxel_sides(rgba: NDArray[np.uint8], filled: NDArray[np.bool_], axis: int, step: int) -> ColouredMesh:
     """The sides that face one way and have no filled neighbour, two triangles each; `filled` is padded by one."""
-    exposed = filled & ~np.roll(filled, -step, axis=axis)
-    cells = np.argwhere(exposed[1:-1, 1:-1, 1:-1])
+    cells = np.argwhere(exposed_sides(filled, axis, step))
     vertices = cells[:, None, :] + np.array(CUBE_SIDES[axis, step])[None]
     first = 4 * np.arange(len(cells))[:, None, None]
     faces = first + np.array([[0, 1, 2], [0, 2, 3]])[None]

@@ -24,6 +24,19 @@ class DataArguments:
         "An embedded data set (`shapes`), a folder with a metadata file, or a Hub id or Parquet folder with the row schema."
     )
     dataset_config: str | None = flag("Configuration of that data set, such as `small` of `shapes`.", default=None)
+    data_dir: str | None = flag(
+        "Folder with the raw files, for builders such as `text2shape` and `flickr30k`.", default=None
+    )
+    instance_column: str | None = flag(
+        "Of a Hub or Parquet data set with other columns than ours: the one with the id that an instance's rows share.",
+        default=None,
+    )
+    image_columns: list[str] = field(
+        default_factory=list, metadata={"help": "With `instance_column`, those with images."}
+    )
+    caption_columns: list[str] = field(
+        default_factory=list, metadata={"help": "With `instance_column`, those with captions."}
+    )
     num_proc: int | None = flag("Processes that build the data set; all cores by default.", default=None)
     instances_per_step: int = flag("Instances that all ranks together draw in a step.", default=64)
     views_per_instance: str = flag("Images drawn of each fold in a step, a number or `all`.", default="4")
@@ -38,6 +51,13 @@ class DataArguments:
         default=0.0,
     )
     num_workers: int = flag("Processes that load and vary images, on each rank.", default=1)
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """The keywords by which `load_multifold` finds the data set."""
+        names = ("instance_column", "image_columns", "caption_columns", "data_dir", "num_proc")
+        given = {name: getattr(self, name) for name in names if getattr(self, name)}
+        return {"dataset": self.dataset, "config": self.dataset_config, **given}
 
     def __post_init__(self) -> None:
         """Check what argparse can't."""
@@ -213,8 +233,15 @@ def recipe_flags(recipe: str | None) -> list[str]:
         if key not in flag_names():
             raise ValueError(f"Recipe {recipe!r} has an unknown key `{key}`; {hint_for(str(key))}")
         if value is not None:
-            flags.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+            flags += as_flags(key, value)
     return flags
+
+
+def as_flags(key: str, value: Any) -> list[str]:
+    """One setting of a recipe as words of a command line."""
+    if isinstance(value, list):
+        return [f"--{key}", *map(str, value)] if value else []
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"]
 
 
 def flag_names() -> list[str]:

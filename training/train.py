@@ -126,7 +126,7 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
     """Data and model, before anything is learned."""
     data, options = arguments.data, arguments.optimization
     with accelerator.main_process_first():  # the others read what the first one built
-        loaded = load_multifold(data.dataset, config=data.dataset_config, num_proc=data.num_proc)
+        loaded = load_multifold(**data.source)
     splits = named_splits(loaded)
     captions = (caption for fold in splits["train"].column("captions") for caption in fold)
     transformers_logging.set_verbosity_error()  # of each fresh head and unused key of a pretrained tower

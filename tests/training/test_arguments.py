@@ -45,6 +45,21 @@ def test_resolved_arguments_are_a_recipe_that_says_the_same(tmp_path):
     assert again.as_dict() == arguments.as_dict()
 
 
+def test_columns_of_a_foreign_data_set_reach_the_loader(tmp_path):
+    recipe = write(
+        tmp_path, "dataset: org/products\ninstance_column: sku\nimage_columns: [front, side]\nclip_model: a\n"
+    )
+    data = parse_arguments([recipe, "--caption_columns", "title", "text", "--num_proc", "2"], "").data
+    assert data.source == {
+        "dataset": "org/products",
+        "config": None,
+        "instance_column": "sku",
+        "image_columns": ["front", "side"],
+        "caption_columns": ["title", "text"],
+        "num_proc": 2,
+    }
+
+
 def test_every_flag_has_help():
     assert all(field.metadata["help"] for group in GROUPS for field in fields(group))
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from .loading import load_multifold
+from .pictures import white_square
 from .schema import Row
 
 GAP, LINE, TEXT_COLUMNS = 8, 17, 72
@@ -39,7 +40,7 @@ def draw_row(row: Row, num_views: int, view_size: int) -> Image.Image:
     strip = Image.new("RGB", (num_views * (view_size + GAP) + TEXT_WIDTH, height), "white")
     step = max(1, len(row["images"]) // num_views)
     for place, view in enumerate(row["images"][::step][:num_views]):
-        strip.paste(on_white(view, view_size), (place * (view_size + GAP), 0))
+        strip.paste(white_square(view, view_size), (place * (view_size + GAP), 0))
     left = num_views * (view_size + GAP) + GAP
     ImageDraw.Draw(strip).multiline_text(
         (left, 0), "\n".join(lines), fill="black", font=ImageFont.load_default(12), spacing=LINE - 14
@@ -54,14 +55,6 @@ def caption_lines(captions: Sequence[str]) -> list[str]:
         for caption in captions
         for line in textwrap.wrap(caption, TEXT_COLUMNS, initial_indent="- ", subsequent_indent="  ")
     ]
-
-
-def on_white(view: Image.Image, size: int) -> Image.Image:
-    """The view on a white square of that size, its transparency gone."""
-    view = ImageOps.contain(view.convert("RGBA"), (size, size))
-    square = Image.new("RGBA", (size, size), "white")
-    square.alpha_composite(view, ((size - view.width) // 2, (size - view.height) // 2))
-    return square.convert("RGB")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

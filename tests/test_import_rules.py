@@ -43,7 +43,7 @@ CHECKPOINT_PACKAGES = {"torch", "transformers", "huggingface_hub"}
 # What training may import beside the names that a package exports.
 OPEN_MODULES = {
     "modeling_mxmclr": ("modeling_mxmclr.folds_mxmclr", "modeling_mxmclr.objectives_mxmclr"),
-    "datasets_scripts": ("datasets_scripts.schema", "datasets_scripts.loading"),
+    "datasets_scripts": ("datasets_scripts.schema", "datasets_scripts.loading", "datasets_scripts.raw_images"),
 }
 # How `save_pretrained` finds the files to copy: in the text, so in docstrings too.
 COPIED_LINE = re.compile(r"^\s*from\s+\.(\S+)\s+import", re.MULTILINE)

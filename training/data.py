@@ -11,12 +11,12 @@ from datasets import Dataset, DatasetDict
 from PIL import Image as PILImage
 from torch.utils.data import Sampler
 
+from datasets_scripts.raw_images import MAX_PIXELS
 from modeling_mxmclr import MXMCLRProcessor
 from modeling_mxmclr.folds_mxmclr import flatten_folds, hash_instance_id
 from training.frozen_text import FrozenTextFeatures
 
 Row = Mapping[str, Any]
-MAX_PIXELS = 2**26
 SPLIT_ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 

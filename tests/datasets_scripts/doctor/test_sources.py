@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from datasets_scripts import load_multifold
-from datasets_scripts.doctor import diagnose, main, open_source
-from datasets_scripts.doctor_findings import Place
+from datasets_scripts.doctor.__main__ import main
+from datasets_scripts.doctor.diagnosis import diagnose, open_source
+from datasets_scripts.doctor.findings import Place
 
 
 def png(seed):

@@ -10,13 +10,13 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset
 
-from . import nested_folder, webdataset_tars
-from .doctor_findings import CAPTIONS, IMAGES, LooseRow, RawRow
-from .listed_rows import is_file
-from .multifold_folder import READERS, has_metadata, metadata_path
-from .raw_images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, ImageRef, read_content
-from .raw_text import BYTE_ORDER_MARK, MAX_LINE, check_header, shortened
-from .schema import UNSTORABLE, RowError
+from .. import nested_folder, webdataset_tars
+from ..listed_rows import is_file
+from ..multifold_folder import READERS, has_metadata, metadata_path
+from ..raw_images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, ImageRef, read_content
+from ..raw_text import BYTE_ORDER_MARK, MAX_LINE, check_header, shortened
+from ..schema import UNSTORABLE, RowError
+from .findings import CAPTIONS, IMAGES, LooseRow, RawRow
 
 ROWS_AT_ONCE = 50
 

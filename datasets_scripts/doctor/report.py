@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .doctor_figures import Table
-from .doctor_findings import KINDS, SEVERITIES, Corpus, Finding, Place
+from .figures import Table
+from .findings import KINDS, SEVERITIES, Corpus, Finding, Place
 
 TEXT_FINDINGS, TEXT_ROWS = 3, 12  # of each kind, and of each table
 JSON_PLACES = 200

@@ -12,8 +12,11 @@ from datasets.utils import tqdm
 from numpy.typing import NDArray
 from PIL import Image
 
-from .doctor_findings import IMAGES, Corpus, Finding, Place, listed
-from .doctor_near import (
+from ..pictures import as_rgb
+from ..raw_images import IMAGE_FORMATS, MAX_PIXELS
+from ..schema import SPLITS
+from .findings import IMAGES, Corpus, Finding, Place, listed
+from .near import (
     Indices,
     Occurrences,
     count_bits,
@@ -22,8 +25,6 @@ from .doctor_near import (
     star_groups,
     unique_pairs,
 )
-from .raw_images import IMAGE_FORMATS, MAX_PIXELS
-from .schema import SPLITS
 
 HASH_SIZE, FREQUENCIES, THUMB_SIZE = 32, 8, 16
 MIN_COEFFICIENT = 100.0  # below it lies what a lossy copy changes, so that symmetric pictures have stable bits
@@ -141,20 +142,6 @@ def look_at(content: bytes | None, limits: Limits) -> Look:
     thumb = np.asarray(small.resize((THUMB_SIZE, THUMB_SIZE), Image.Resampling.BOX))
     is_blank = int(np.ptp(np.asarray(picture), axis=(0, 1)).max()) <= BLANK_LEVELS
     return Look(*picture.size, pixel_digest(picture), perceptual_hash(small), thumb, is_blank)
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture as it is seen: on white where it is transparent, deep greys stretched to 8 bits."""
-    if image.mode.startswith(("I", "F")):
-        levels = np.asarray(image, dtype=np.float64)
-        low, high = float(levels.min()), float(levels.max())
-        image = Image.fromarray(((levels - low) / (high - low or 1.0) * 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        white.alpha_composite(image)
-        image = white
-    return image.convert("RGB")
 
 
 def pixel_digest(picture: Image.Image) -> int:

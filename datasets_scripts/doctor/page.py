@@ -8,12 +8,11 @@ from io import BytesIO
 
 from PIL import Image
 
-from .doctor_figures import Table
-from .doctor_findings import CAPTIONS, IMAGES, KINDS, Corpus, Finding, Place
-from .doctor_images import as_rgb
-from .doctor_report import Diagnosis, columns_of, figure, printable
-from .raw_images import IMAGE_FORMATS, MAX_PIXELS
-from .sample_sheet import on_white
+from ..pictures import white_square
+from ..raw_images import IMAGE_FORMATS, MAX_PIXELS
+from .figures import Table
+from .findings import CAPTIONS, IMAGES, KINDS, Corpus, Finding, Place
+from .report import Diagnosis, columns_of, figure, printable
 
 SHOWN_FINDINGS, SHOWN_PLACES, SHOWN_ROWS = 12, 8, 40
 THUMB_SIZE = 72
@@ -124,7 +123,7 @@ def picture_html(content: bytes) -> str:
             warnings.simplefilter("ignore")
             if image.width * image.height > MAX_PIXELS:
                 return ""
-            small = on_white(as_rgb(image), THUMB_SIZE)
+            small = white_square(image, THUMB_SIZE)
     except Exception:  # each format's decoder fails in its own way; the finding says so in words
         return ""
     buffer = BytesIO()

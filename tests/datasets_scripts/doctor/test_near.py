@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets_scripts.doctor_captions import is_close, minhash_signatures, near_pairs, normal_form
-from datasets_scripts.doctor_images import Limits, look_at
-from datasets_scripts.doctor_images import near_pairs as near_images
-from datasets_scripts.doctor_near import (
+from datasets_scripts.doctor.captions import is_close, minhash_signatures, near_pairs, normal_form
+from datasets_scripts.doctor.images import Limits, look_at
+from datasets_scripts.doctor.images import near_pairs as near_images
+from datasets_scripts.doctor.near import (
     Occurrences,
     count_bits,
     members_by_group,
@@ -18,7 +18,7 @@ from datasets_scripts.doctor_near import (
     star_groups,
     unique_pairs,
 )
-from datasets_scripts.doctor_negatives import count_alike, share_with_one
+from datasets_scripts.doctor.negatives import count_alike, share_with_one
 
 
 def numbers(size, high, seed=0):

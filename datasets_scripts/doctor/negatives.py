@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .doctor_figures import Row, Table
-from .doctor_findings import Corpus, Finding, Place
-from .doctor_near import Indices, Occurrences, members_by_group
+from .figures import Row, Table
+from .findings import Corpus, Finding, Place
+from .near import Indices, Occurrences, members_by_group
 
 MAX_ANCHORS = 2000
 MAX_SHARE = 0.05

@@ -8,9 +8,9 @@ import numpy as np
 from datasets.utils import tqdm
 from numpy.typing import NDArray
 
-from .doctor_captions import Captions
-from .doctor_findings import Corpus, Finding, LooseRow
-from .schema import SPLITS
+from ..schema import SPLITS
+from .captions import Captions
+from .findings import Corpus, Finding, LooseRow
 
 NO_LIMIT = 10**6  # tokenizers without a limit name a huge one
 TEXTS_AT_ONCE = 1000

@@ -10,9 +10,9 @@ import numpy as np
 from datasets.utils import tqdm
 from numpy.typing import NDArray
 
-from .doctor_findings import CAPTIONS, Corpus, Finding, Place, listed
-from .doctor_images import rows_of, splits_of
-from .doctor_near import (
+from .findings import CAPTIONS, Corpus, Finding, Place, listed
+from .images import rows_of, splits_of
+from .near import (
     BITS_OF_BYTE,
     Indices,
     Occurrences,

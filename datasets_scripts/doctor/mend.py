@@ -11,11 +11,11 @@ import pyarrow
 import pyarrow.parquet
 from datasets import Features
 
-from .doctor_findings import CAPTIONS, IMAGES, Corpus, Finding, Place
-from .doctor_report import where
-from .doctor_rows import unstorable_columns
-from .doctor_sources import FolderSource, TableSource, as_fold
-from .schema import FEATURES
+from ..schema import FEATURES
+from .findings import CAPTIONS, IMAGES, Corpus, Finding, Place
+from .report import where
+from .rows import unstorable_columns
+from .sources import FolderSource, TableSource, as_fold
 
 ROW_GROUP = 100
 DROPPED = "dropped.jsonl"

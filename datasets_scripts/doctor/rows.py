@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from datasets.utils import tqdm
 
-from .doctor_findings import CAPTIONS, IMAGES, Corpus, Finding, LooseRow, Place, RawRow, Source, listed
-from .doctor_sources import as_fold, image_name, is_text
-from .schema import FEATURES, REQUIRED_COLUMNS, SPLIT_NAMES, split_of
+from ..schema import FEATURES, REQUIRED_COLUMNS, SPLIT_NAMES, split_of
+from .findings import CAPTIONS, IMAGES, Corpus, Finding, LooseRow, Place, RawRow, Source, listed
+from .sources import as_fold, image_name, is_text
 
 MISTAKEN_SPLITS = SPLIT_NAMES | {"training": "train", "eval": "validation", "testing": "test"}
 SHOWN_FILES = 100

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .doctor_findings import CAPTIONS, IMAGES, Corpus, Finding, Place, listed
-from .doctor_images import splits_of
-from .doctor_near import Indices
+from .findings import CAPTIONS, IMAGES, Corpus, Finding, Place, listed
+from .images import splits_of
+from .near import Indices
 
 OUTSIZED_TIMES, OUTSIZED_MORE = 5, 10  # a fold that is this many times the median, and this many over it
 RARE_COUNT = 3

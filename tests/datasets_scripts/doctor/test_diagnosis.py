@@ -18,8 +18,9 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from datasets_scripts import load_multifold
-from datasets_scripts.doctor import diagnose, main, open_source
-from datasets_scripts.doctor_findings import KINDS, Place
+from datasets_scripts.doctor.__main__ import main
+from datasets_scripts.doctor.diagnosis import diagnose, open_source
+from datasets_scripts.doctor.findings import KINDS, Place
 from datasets_scripts.schema import split_of
 from datasets_scripts.shapes import ShapesConfig, build_row
 

@@ -1,13 +1,16 @@
 """What the ranks of a `GlooPool` do; importable, so that the pool's processes find it."""
 
+import os
 import warnings
 
 import torch
+from accelerate import PartialState
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_mxmclr import MXMCLRModel
 from modeling_mxmclr.distributed_mxmclr import gather_ragged
 from tests.references.tiny import tiny_batch, tiny_model
+from training.sharded_search import gather_ranks
 
 IMAGE_KEYS = ("pixel_values", "image_group_ids")
 
@@ -80,3 +83,14 @@ def numbered_ids(rank: int):
     except ValueError as error:
         return str(error)
     return None
+
+
+def search_shard(rank: int, search, shards: list[dict]):
+    """What `search` finds when each rank passes its own arguments, or the error that it raises there."""
+    os.environ |= {name: str(len(shards)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    os.environ |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")} | {"OMP_NUM_THREADS": "1"}
+    PartialState(cpu=True)  # takes over the pool's process group
+    try:
+        return [part.numpy() for part in search(**shards[rank], gather=gather_ranks)]
+    except ValueError as error:
+        return str(error)

@@ -1,0 +1,136 @@
+"""Exact search in a gallery of a million against faiss: python benchmarks/galleries.py [--data clustered]."""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import faiss
+import torch
+from torch import Tensor
+
+from training.multifold_retrieval.ranking import rank_positives
+from training.multifold_retrieval.search import top_k
+
+TASKS = ("faiss.knn", "top_k", "rank_positives")
+LIMITS = {"faiss.knn": 1.0, "top_k": 1.2, "rank_positives": 2.0}  # of the time of faiss
+ROWS_AT_ONCE = 2**16  # so that making the data needs no more memory than searching it
+SPREAD = 0.7  # of a cluster: its members score 0.67 with each other
+
+
+class Data(NamedTuple):
+    """Unit vectors, and ids by which each query has `num_positives` relevant items."""
+
+    queries: Tensor
+    gallery: Tensor
+    query_ids: Tensor
+    gallery_ids: Tensor
+
+
+def make_data(chosen: argparse.Namespace) -> Data:
+    """Random directions, or noise around centres that lie in the gallery one after the other."""
+    generator = torch.Generator().manual_seed(chosen.seed)
+    gallery = torch.empty(chosen.num_gallery, chosen.dim)
+    centres = torch.nn.functional.normalize(torch.randn(chosen.num_clusters, chosen.dim, generator=generator), dim=1)
+    for start in range(0, len(gallery), ROWS_AT_ONCE):
+        part = gallery[start : start + ROWS_AT_ONCE]
+        part.normal_(generator=generator)
+        if chosen.data == "clustered":
+            cluster = torch.arange(start, start + len(part)) * len(centres) // len(gallery)
+            part.mul_(SPREAD / chosen.dim**0.5).add_(centres[cluster])
+        part.div_(part.norm(dim=1, keepdim=True))
+    rows = torch.randint(len(gallery), (chosen.num_queries,), generator=generator)
+    queries = torch.randn(chosen.num_queries, chosen.dim, generator=generator)
+    if chosen.data == "clustered":
+        queries = gallery[rows] + queries * SPREAD / chosen.dim**0.5
+    ids = torch.arange(len(gallery)) // chosen.num_positives
+    return Data(torch.nn.functional.normalize(queries, dim=1), gallery, ids[rows], ids)
+
+
+def search_with(task: str, data: Data) -> Callable[[], object]:
+    """The call that is measured."""
+    return {
+        "faiss.knn": lambda: faiss.knn(
+            data.queries.numpy(), data.gallery.numpy(), 10, metric=faiss.METRIC_INNER_PRODUCT
+        ),
+        "top_k": lambda: top_k(data.queries, data.gallery, 10),
+        "rank_positives": lambda: rank_positives(*data),
+    }[task]
+
+
+def kilobytes(field: str) -> int:
+    """A figure of this process, as Linux counts it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def print_peak(chosen: argparse.Namespace) -> None:
+    """Megabytes that this process held at most, the embeddings included, beyond those of its imports."""
+    before = kilobytes("VmRSS")
+    search_with(chosen.peak_of, make_data(chosen))()
+    print((kilobytes("VmHWM") - before) / 1024)
+
+
+def measure_peak(task: str) -> float:
+    """`print_peak` of a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", task]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure_seconds(chosen: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of each task in each round; the tasks take turns, so that a busy machine slows all of them."""
+    data = make_data(chosen)
+    searches = {task: search_with(task, data) for task in TASKS}
+    seconds: dict[str, list[float]] = {task: [] for task in TASKS}
+    for _ in range(chosen.rounds):
+        for task, search in searches.items():
+            start = time.perf_counter()
+            search()
+            seconds[task].append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    """Print seconds, ratios to faiss and peaks, side by side."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", choices=("random", "clustered"), default="random")
+    parser.add_argument("--num-gallery", type=int, default=1_000_000)
+    parser.add_argument("--num-queries", type=int, default=2000)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--num-clusters", type=int, default=1000)
+    parser.add_argument("--num-positives", type=int, default=1, help="Relevant items of each query.")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peak-of", choices=TASKS, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    faiss.omp_set_num_threads(chosen.threads)
+    if chosen.peak_of:
+        print_peak(chosen)
+        return
+    allowed = 1.5 * (chosen.num_gallery + chosen.num_queries) * chosen.dim * 4 / 2**20 + 300
+    peaks = {task: measure_peak(task) for task in TASKS}
+    seconds = measure_seconds(chosen)
+    reference = statistics.median(seconds["faiss.knn"])
+    print(
+        f"{chosen.data}, {chosen.num_gallery} x {chosen.dim}, {chosen.num_queries} queries, load {os.getloadavg()[0]:.1f}"
+    )
+    print("task             seconds (median, lowest to highest)   x faiss (limit)   peak MB (limit)")
+    for task in TASKS:
+        runs, median = seconds[task], statistics.median(seconds[task])
+        print(
+            f"{task:16s} {median:6.1f}, {min(runs):.1f} to {max(runs):.1f} {'':16s} {median / reference:5.2f} ({LIMITS[task]:.1f})"
+            f"       {peaks[task]:5.0f} ({allowed:.0f})"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,8 @@ from huggingface_hub import EvalResult, HfApi, ModelCardData
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from training.retrieval import DIRECTIONS, Report, describe_gallery, fraction_names, table_rows
+from training.retrieval import Report
+from training.score_tables import describe_gallery, directions_of, fraction_names, table_rows
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "template.md"
 TAGS = ["mxmclr", "multifold", "contrastive-learning", "image-text-retrieval"]
@@ -88,7 +89,7 @@ def render_card(run: Run) -> str:
 
 
 def card_metadata(run: Run) -> ModelCardData:
-    """The metadata block, with the scores of both directions as its model index."""
+    """The metadata block, with the scores of every direction as its model index."""
     dataset = run["dataset"]
     return ModelCardData(
         library_name="transformers",
@@ -186,7 +187,7 @@ def _eval_results(report: Report, dataset: DatasetUsed) -> list[EvalResult]:
             metric_name=f"{title} {name.upper()} ({report['protocol']['name']})",
             metric_value=round(report[direction][name], 4),
         )
-        for direction, title in DIRECTIONS.items()
+        for direction, title in directions_of(report).items()
         for name in fraction_names(report)
         if name in report[direction]
     ]

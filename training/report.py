@@ -15,20 +15,23 @@ from training.arguments import Arguments
 from training.data import RawRows, decode_image
 from training.hub import Run
 from training.models import is_frozen
+from training.neighbours import nearest_instances, sample_queries
 from training.plots import GridQuery, GridResult
-from training.retrieval import DIRECTIONS, Embeddings, Report, nearest_instances, sample_queries
+from training.retrieval import Report
 from training.run_folder import git_revision
+from training.score_tables import directions_of
+from training.searches import Embeddings
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "mxmclr")
 
 
 def flat_scores(report: Report) -> dict[str, float]:
-    """The numbers of both directions under one level of names, such as `text_to_instance_rr@1`."""
+    """The numbers of all directions under one level of names, such as `text_to_instance_rr@1`."""
     return {
         f"{direction}_{name}": value
-        for direction in DIRECTIONS
+        for direction in directions_of(report)
         for name, value in report[direction].items()
-        if isinstance(value, int | float)
+        if isinstance(value, int | float) and not name.startswith("chance_")  # chance is a constant of the split
     }
 
 

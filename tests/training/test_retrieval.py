@@ -1,105 +1,263 @@
-import doctest
 import json
-import math
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from training import retrieval
-from training.retrieval import (
-    Embeddings,
-    Protocol,
-    format_table,
-    nearest_instances,
-    retrieval_report,
-    sample_queries,
-    table_rows,
+from tests.references.noisy_embeddings import (
+    CAPTIONS,
+    NUM_INSTANCES,
+    VIEWS,
+    noisy_embeddings,
+    select_rows,
+    shuffled,
+    unit_rows,
 )
+from training.protocol import load_protocol, protocol_names
+from training.retrieval import gallery_hash, retrieval_report, score_search
+from training.searches import ClassEmbeddings, Embeddings, searches
 
-NUM_INSTANCES, VIEWS, CAPTIONS = 12, 3, 2
-
-
-def unit_rows(num_rows: int, seed: int) -> Tensor:
-    rows = torch.randn(num_rows, 16, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.normalize(rows, dim=1)
-
-
-def perturbed(rows: Tensor, noise: float, seed: int) -> Tensor:
-    return torch.nn.functional.normalize(rows + noise * unit_rows(len(rows), seed), dim=1)
+INSTANCE = load_protocol("multifold/instance")
+RETRIEVAL = [name for name in protocol_names() if name != "zero-shot"]
+EVERY_IMAGE, EVERY_TEXT = torch.arange(NUM_INSTANCES * VIEWS), torch.arange(NUM_INSTANCES * CAPTIONS)
+BOTH = ("text_to_instance", "instance_to_text")
 
 
 @pytest.fixture
-def embeddings() -> Embeddings:
-    """Twelve instances of three noisy views and two noisier captions each, in two categories."""
-    ids = torch.arange(100, 100 + NUM_INSTANCES)
-    centres = unit_rows(NUM_INSTANCES, seed=0)
-    return Embeddings(
-        perturbed(centres.repeat_interleave(VIEWS, dim=0), 0.3, seed=1),
-        ids.repeat_interleave(VIEWS),
-        perturbed(centres.repeat_interleave(CAPTIONS, dim=0), 1.0, seed=2),
-        ids.repeat_interleave(CAPTIONS),
-        [f"caption {row}" for row in range(NUM_INSTANCES * CAPTIONS)],
-        {group_id: f"shape-{group_id}" for group_id in ids.tolist()},
-        {group_id: "chair" if group_id % 2 else "table" for group_id in ids.tolist()},
-    )
+def embeddings():
+    return noisy_embeddings()
 
 
-def scores_by_loops(embeddings: Embeddings) -> dict[str, list[int]]:
-    """Rank of the best positive of each query, from a matrix of pooled instances by captions, in float64."""
-    pooled = embeddings.image_embeds.double().reshape(NUM_INSTANCES, VIEWS, -1).mean(dim=1)
-    matrix = embeddings.text_embeds.double() @ (pooled / pooled.norm(dim=1, keepdim=True)).T
-    from_text = [
-        1 + sum(float(other) > float(row[text // CAPTIONS]) for other in row) for text, row in enumerate(matrix)
-    ]
-    from_instance = []
-    for instance, column in enumerate(matrix.T):
-        best = max(column[instance * CAPTIONS : (instance + 1) * CAPTIONS])
-        from_instance.append(1 + sum(float(other) > float(best) for other in column))
-    return {"text_to_instance": from_text, "instance_to_text": from_instance}
+def cosines(queries, gallery):
+    """In float64, of unit vectors."""
+    return (queries.double() @ gallery.double().T).tolist()
 
 
-def test_report_is_that_of_loops_over_pooled_instances(embeddings):
-    report = retrieval_report(embeddings)
-    for direction, ranks in scores_by_loops(embeddings).items():
+def pooled(embeddings):
+    means = embeddings.image_embeds.double().reshape(NUM_INSTANCES, VIEWS, -1).mean(dim=1)
+    return means / means.norm(dim=1, keepdim=True)
+
+
+def best_rank(scores, relevant):
+    best = max(scores[item] for item in relevant)
+    return 1 + sum(score > best for score in scores)
+
+
+def captions_of(instance):
+    return range(instance * CAPTIONS, (instance + 1) * CAPTIONS)
+
+
+def views_of(instance):
+    return range(instance * VIEWS, (instance + 1) * VIEWS)
+
+
+def ranks_by_loops(embeddings, protocol):
+    """Rank of the best positive of each query by direction, from whole matrices and one query at a time."""
+    if protocol == "multifold/observation":
+        matrix = cosines(embeddings.text_embeds, embeddings.image_embeds)
+        columns = list(zip(*matrix, strict=True))
+        return {
+            "text_to_instance": [best_rank(row, views_of(text // CAPTIONS)) for text, row in enumerate(matrix)],
+            "instance_to_text": [best_rank(column, captions_of(i // VIEWS)) for i, column in enumerate(columns)],
+        }
+    if protocol == "multifold/max_sim":
+        views = cosines(embeddings.text_embeds, embeddings.image_embeds)
+        matrix = [[max(row[view] for view in views_of(item)) for item in range(NUM_INSTANCES)] for row in views]
+    else:
+        matrix = cosines(embeddings.text_embeds, pooled(embeddings))
+    columns = list(zip(*matrix, strict=True))
+    return {
+        "text_to_instance": [best_rank(row, [text // CAPTIONS]) for text, row in enumerate(matrix)],
+        "instance_to_text": [best_rank(column, captions_of(i)) for i, column in enumerate(columns)],
+    }
+
+
+@pytest.mark.parametrize("name", ["multifold/instance", "multifold/observation", "multifold/max_sim"])
+def test_report_is_that_of_loops(embeddings, name):
+    report = retrieval_report(embeddings, load_protocol(name))
+    for direction, ranks in ranks_by_loops(embeddings, name).items():
         scores = report[direction]
         for k in (1, 5, 10):
             assert scores[f"rr@{k}"] == pytest.approx(sum(rank <= k for rank in ranks) / len(ranks))
         assert scores["mrr"] == pytest.approx(sum(1 / rank for rank in ranks) / len(ranks))
         assert scores["mean_rank"] == pytest.approx(sum(ranks) / len(ranks))
         assert scores["queries"] == len(ranks)
-    assert report["text_to_instance"]["chance_rr@1"] == pytest.approx(1 / NUM_INSTANCES)
-    assert report["instance_to_text"]["chance_rr@1"] == pytest.approx(1 / NUM_INSTANCES)
-    pairs = torch.tensor(scores_by_loops(embeddings)["text_to_instance"]).double().reshape(-1, CAPTIONS)
-    assert report["text_to_instance"]["rank_spread"] == pytest.approx(pairs.std(dim=1, correction=0).mean().item())
+
+
+def test_rank_spread_is_the_deviation_within_an_instance_where_observations_search(embeddings):
+    report = retrieval_report(embeddings)
+    pairs = torch.tensor(ranks_by_loops(embeddings, "multifold/instance")["text_to_instance"]).double()
+    spread = pairs.reshape(-1, CAPTIONS).std(dim=1, correction=0).mean().item()
+    assert report["text_to_instance"]["rank_spread"] == pytest.approx(spread)
     assert "rank_spread" not in report["instance_to_text"]
+    assert "rank_spread" in retrieval_report(embeddings, load_protocol("multifold/observation"))["instance_to_text"]
+    fused = retrieval_report(embeddings, replace(INSTANCE, captions_per_query=None))
+    assert "rank_spread" not in fused["text_to_instance"]
+
+
+def tricolo_by_loops(embeddings):
+    """RR@1, RR@5, NDCG@5 and MRR of every caption, sorted by score as the authors do."""
+    sums = dict.fromkeys(("rr@1", "rr@5", "ndcg@5", "mrr"), 0.0)
+    for text, scores in enumerate(cosines(embeddings.text_embeds, pooled(embeddings))):
+        order = sorted(range(NUM_INSTANCES), key=lambda item: -scores[item])
+        relevant = [int(item == text // CAPTIONS) for item in order]
+        gains = [(2**rel - 1) / torch.tensor(place + 2.0).log2().item() for place, rel in enumerate(relevant[:5])]
+        ideal = sum((2**1 - 1) / torch.tensor(place + 2.0).log2().item() for place in range(min(sum(relevant), 5)))
+        sums["rr@1"] += any(relevant[:1])
+        sums["rr@5"] += any(relevant[:5])
+        sums["ndcg@5"] += sum(gains) / ideal
+        sums["mrr"] += 1 / (relevant.index(1) + 1)
+    return {name: total / len(embeddings.captions) for name, total in sums.items()}
+
+
+def test_tricolo_is_the_published_definition(embeddings):
+    report = retrieval_report(embeddings, load_protocol("text2shape/tricolo"))
+    expected = tricolo_by_loops(embeddings)
+    assert 0.1 < expected["rr@1"] < expected["ndcg@5"] < expected["rr@5"] < 1
+    assert {name: report["text_to_instance"][name] for name in expected} == pytest.approx(expected)
+    assert "instance_to_text" not in report
+
+
+def test_parts2words_counts_every_caption_of_a_shape_in_its_ndcg(embeddings):
+    scores = list(zip(*cosines(embeddings.text_embeds, pooled(embeddings)), strict=True))
+    total = 0.0
+    for instance, row in enumerate(scores):
+        order = sorted(range(len(row)), key=lambda text: -row[text])
+        discounts = [1 / torch.tensor(place + 2.0).log2().item() for place in range(5)]
+        gained = sum(discounts[place] for place in range(5) if order[place] in captions_of(instance))
+        total += gained / sum(discounts[: min(CAPTIONS, 5)])
+    report = retrieval_report(embeddings, load_protocol("text2shape/parts2words"))
+    assert report["instance_to_text"]["ndcg@5"] == pytest.approx(total / NUM_INSTANCES)
+
+
+def photos(num_captions=6):
+    """Eight photos, one view and six captions each, of which Karpathy's protocol takes the first five."""
+    ids = torch.arange(8)
+    images = unit_rows(8, seed=5)
+    texts = torch.nn.functional.normalize(
+        images.repeat_interleave(num_captions, dim=0) + 1.3 * unit_rows(8 * num_captions, 6), dim=1
+    )
+    captions = [f"caption {row}" for row in range(8 * num_captions)]
+    return Embeddings(images, ids, texts, ids.repeat_interleave(num_captions), captions, {}, {})
+
+
+def test_karpathy_is_the_published_definition_on_the_first_five_captions():
+    embeddings, five = photos(), [6 * image + caption for image in range(8) for caption in range(5)]
+    images, texts = embeddings.image_embeds.double(), embeddings.text_embeds[five].double()
+    to_text, to_image = [], []
+    for image in range(8):
+        order = (images[image] @ texts.T).argsort(descending=True).tolist()
+        to_text.append(min(order.index(caption) for caption in range(5 * image, 5 * image + 5)))
+        for caption in range(5 * image, 5 * image + 5):
+            to_image.append((texts[caption] @ images.T).argsort(descending=True).tolist().index(image))
+    report = retrieval_report(embeddings, replace(load_protocol("flickr30k/karpathy-1k"), hit_ks=(1, 5)))
+    for direction, ranks in (("instance_to_text", to_text), ("text_to_instance", to_image)):
+        for k in (1, 5):
+            expected = sum(rank < k for rank in ranks) / len(ranks)
+            assert report[direction][f"rr@{k}"] == pytest.approx(expected)
+        assert report[direction]["mean_rank"] == pytest.approx(sum(ranks) / len(ranks) + 1)
+    assert report["num_captions"] == 48
+    assert report["num_captions_used"] == 40
+
+
+def test_a_worked_example_by_protocol():
+    # Instance 7 has views straight ahead and to the side, so that its mean is at 45 degrees; 8 has one at 53 degrees. The
+    # caption of 7 is straight ahead: 0.71 and 0.6 pooled, 1 and 0.6 by best view. That of 8 is to the side: 0.71 and 0.8
+    # pooled, where 8 is first; but the side view of 7 scores 1, so that 8 is second wherever views count alone.
+    views = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    worked = Embeddings(
+        views, torch.tensor([7, 7, 8]), texts, torch.tensor([7, 8]), ["a front", "a side"], {7: "a", 8: "b"}, {}
+    )
+    ranks = {}
+    for name in ("multifold/instance", "multifold/observation", "multifold/max_sim"):
+        protocol = load_protocol(name)
+        ranks[name] = score_search(searches(worked, protocol)["text_to_instance"], protocol).values["rank"]
+    assert {name: rank.tolist() for name, rank in ranks.items()} == {
+        "multifold/instance": [1, 1],
+        "multifold/observation": [1, 2],
+        "multifold/max_sim": [1, 2],
+    }
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_order_of_observations_and_gallery_does_not_matter(embeddings, name):
+    protocol = replace(load_protocol(name), captions_per_instance=None)  # the first five are a matter of order
+    classes = ClassEmbeddings(["chair", "table"], unit_rows(2, seed=9))
+    expected, report = (retrieval_report(each, protocol, classes) for each in (embeddings, shuffled(embeddings)))
+    for direction in protocol.directions:
+        numbers = {name: value for name, value in expected[direction].items() if isinstance(value, int | float)}
+        assert {name: report[direction][name] for name in numbers} == pytest.approx(numbers)
+        for metric, interval in expected[direction]["ci95"].items():
+            assert report[direction]["ci95"][metric] == pytest.approx(interval)
+    assert report["gallery_hash"] == expected["gallery_hash"]
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_one_view_and_one_caption_an_instance_make_all_protocols_one(embeddings, name):
+    single = select_rows(embeddings, EVERY_IMAGE[::VIEWS], EVERY_TEXT[::CAPTIONS])
+    protocol = load_protocol(name)
+    reference = retrieval_report(single)
+    report = retrieval_report(single, protocol)
+    for direction in protocol.directions:
+        shared = [
+            metric for metric in ("rr@1", "rr@5", "ndcg@5", "mrr", "mean_rank", "map") if metric in report[direction]
+        ]
+        assert {metric: report[direction][metric] for metric in shared} == pytest.approx(
+            {metric: reference[direction][metric] for metric in shared}
+        )
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_a_collapsed_model_scores_chance(embeddings, name):
+    collapsed = embeddings._replace(
+        image_embeds=torch.eye(16)[:1].expand(len(EVERY_IMAGE), 16),
+        text_embeds=torch.eye(16)[:1].expand(len(EVERY_TEXT), 16),
+    )
+    report = retrieval_report(collapsed, load_protocol(name))
+    for direction in load_protocol(name).directions:
+        scores = report[direction]
+        chances = {metric: scores[metric.removeprefix("chance_")] for metric in scores if metric.startswith("chance_")}
+        assert chances == pytest.approx({metric: scores[metric] for metric in chances})
+        assert scores["rr@1"] == pytest.approx(1 / NUM_INSTANCES)
+
+
+def test_fused_captions_are_the_mean_of_their_scores(embeddings):
+    matrix = torch.tensor(cosines(embeddings.text_embeds, pooled(embeddings)))
+    ranks = [
+        best_rank(matrix[instance * CAPTIONS : (instance + 1) * CAPTIONS].mean(dim=0).tolist(), [instance])
+        for instance in range(NUM_INSTANCES)
+    ]
+    report = retrieval_report(embeddings, replace(INSTANCE, captions_per_query=None))
+    assert report["text_to_instance"]["mean_rank"] == pytest.approx(sum(ranks) / NUM_INSTANCES)
+    assert report["text_to_instance"]["queries"] == NUM_INSTANCES
 
 
 def test_report_is_json_and_names_its_protocol(embeddings):
-    report = retrieval_report(embeddings)
-    protocol = json.loads(json.dumps(report, allow_nan=False))["protocol"]
-    assert protocol["name"] == "multifold/instance"
-    assert {"gallery_unit", "pooling", "hit_rule", "ties", "identical_captions", "hit_ks"} <= protocol.keys()
+    report = json.loads(json.dumps(retrieval_report(embeddings), allow_nan=False))
+    assert (report["protocol"]["name"], report["protocol"]["hash"]) == ("multifold/instance", INSTANCE.hash)
     counts = {name: report[name] for name in ("num_instances", "num_images", "num_captions", "identical_captions")}
     assert counts == {"num_instances": 12, "num_images": 36, "num_captions": 24, "identical_captions": 0}
+    assert report["warnings"] == []
+    assert {"modality_gap", "alignment", "uniformity_image", "hubness_text_to_instance"} <= report["geometry"].keys()
 
 
-def test_order_of_observations_does_not_matter(embeddings):
-    images = torch.randperm(NUM_INSTANCES * VIEWS, generator=torch.Generator().manual_seed(3))
-    texts = torch.randperm(NUM_INSTANCES * CAPTIONS, generator=torch.Generator().manual_seed(4))
-    shuffled = embeddings._replace(
-        image_embeds=embeddings.image_embeds[images],
-        image_group_ids=embeddings.image_group_ids[images],
-        text_embeds=embeddings.text_embeds[texts],
-        text_group_ids=embeddings.text_group_ids[texts],
-        captions=[embeddings.captions[row] for row in texts],
-    )
-    expected, report = retrieval_report(embeddings), retrieval_report(shuffled)
-    for direction in retrieval.DIRECTIONS:
-        assert report[direction]["ci95"] == {
-            name: pytest.approx(interval) for name, interval in expected[direction]["ci95"].items()
-        }
-        assert report[direction]["mrr"] == pytest.approx(expected[direction]["mrr"])
+def test_the_page_defines_every_number(embeddings):
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    report = retrieval_report(embeddings)
+    names = {re.sub(r"@\d+", "@k", name) for name in [*report["text_to_instance"], *report["geometry"]]}
+    assert {"rr@k", "recall@k", "precision@k", "ndcg@k", "map", "rank_spread", "modality_gap"} <= names
+    undefined = [name for name in names if not name.startswith("chance_") and f"`{name}`" not in page]
+    assert undefined == []
+
+
+def test_recall_is_the_share_where_rr_is_any_hit(embeddings):
+    scores = retrieval_report(embeddings)["instance_to_text"]
+    assert scores["recall@5"] < scores["rr@5"]
+    assert scores["precision@5"] == pytest.approx(scores["recall@5"] * CAPTIONS / 5)
+    assert {"map", "r_precision", "recall@10"} <= scores.keys()
 
 
 def test_categories_are_parts_of_the_whole(embeddings):
@@ -112,29 +270,24 @@ def test_categories_are_parts_of_the_whole(embeddings):
 
 
 def test_intervals_hold_the_mean(embeddings):
-    for direction in retrieval.DIRECTIONS:
-        scores = retrieval_report(embeddings)[direction]
-        assert scores["ci95"].keys() == {"rr@1", "rr@5", "rr@10", "ndcg@5", "mrr", "mean_rank"}
+    report = retrieval_report(embeddings)
+    for direction in BOTH:
+        scores = report[direction]
+        assert {"rr@1", "recall@5", "precision@5", "ndcg@5", "mrr", "map", "mean_rank"} <= scores["ci95"].keys()
         for name, (low, high) in scores["ci95"].items():
             assert low <= scores[name] <= high
 
 
-def test_one_sided_instances_are_left_out_as_queries_and_kept_as_gallery(embeddings):
-    without_first_images = embeddings._replace(
-        image_embeds=embeddings.image_embeds[VIEWS:], image_group_ids=embeddings.image_group_ids[VIEWS:]
-    )
-    report = retrieval_report(without_first_images)
+@pytest.mark.parametrize("name", ["multifold/instance", "multifold/observation", "multifold/max_sim"])
+def test_one_sided_instances_are_left_out_as_queries_and_kept_as_gallery(embeddings, name):
+    views = VIEWS if name == "multifold/observation" else 1
+    report = retrieval_report(select_rows(embeddings, EVERY_IMAGE[VIEWS:], EVERY_TEXT), load_protocol(name))
     assert report["num_instances"] == NUM_INSTANCES
     assert report["text_to_instance"]["queries_left_out"] == CAPTIONS
-    assert report["instance_to_text"]["queries"] == NUM_INSTANCES - 1
-    without_first_captions = embeddings._replace(
-        text_embeds=embeddings.text_embeds[CAPTIONS:],
-        text_group_ids=embeddings.text_group_ids[CAPTIONS:],
-        captions=embeddings.captions[CAPTIONS:],
-    )
-    report = retrieval_report(without_first_captions)
+    assert report["instance_to_text"]["queries"] == (NUM_INSTANCES - 1) * views
+    report = retrieval_report(select_rows(embeddings, EVERY_IMAGE, EVERY_TEXT[CAPTIONS:]), load_protocol(name))
     assert report["text_to_instance"]["chance_rr@1"] == pytest.approx(1 / NUM_INSTANCES)
-    assert report["instance_to_text"]["queries_left_out"] == 1
+    assert report["instance_to_text"]["queries_left_out"] == views
 
 
 def test_captions_shared_by_instances_are_counted_within_an_instance_not(embeddings):
@@ -142,12 +295,42 @@ def test_captions_shared_by_instances_are_counted_within_an_instance_not(embeddi
     assert retrieval_report(embeddings._replace(captions=captions))["identical_captions"] == 2
 
 
-def test_cutoffs_beyond_the_gallery_are_left_out(embeddings):
-    report = retrieval_report(embeddings, Protocol(hit_ks=(1, 20), ndcg_ks=(5, 20), resamples=10))
+def test_duplicates_leave_the_queries_and_the_gallery(embeddings):
+    captions = ["within", "within", "across", *embeddings.captions[3:-1], "across"]
+    doubled = embeddings._replace(captions=captions)
+    for rule, dropped in (("keep", []), ("drop_repeats", [1]), ("drop_shared", [1, 2, 23])):
+        report = retrieval_report(doubled, replace(INSTANCE, identical_captions=rule))
+        rest = [row for row in EVERY_TEXT.tolist() if row not in dropped]
+        expected = retrieval_report(select_rows(doubled, EVERY_IMAGE, torch.tensor(rest)))
+        assert report["num_captions_used"] == len(rest)
+        assert [report[direction] for direction in BOTH] == [expected[direction] for direction in BOTH]
+
+
+def test_cutoffs_beyond_the_gallery_are_left_out_and_said(embeddings):
+    report = retrieval_report(embeddings, replace(INSTANCE, hit_ks=(1, 20), ndcg_ks=(5, 20), resamples=10))
     assert "rr@20" not in report["text_to_instance"]
     assert "ndcg@20" not in report["text_to_instance"]
     assert "rr@20" in report["instance_to_text"]
-    assert "RR@20" in table_rows(report)[0]
+    assert report["warnings"] == ["Cut-offs [20] of text_to_instance are left out: its gallery has 12 items."]
+
+
+def test_another_test_set_than_the_protocols_is_said(embeddings):
+    protocol = load_protocol("text2shape/tricolo")
+    assert retrieval_report(embeddings, protocol)["warnings"] == [
+        "This is no split of 'text2shape/tricolo', which has validation (1,486 instances, 7,424 captions) and test "
+        "(1,492 instances), but 12 instances, 36 images, 24 captions."
+    ]
+    fitting = replace(protocol, expected_sizes={"test": {"num_instances": 12}, "validation": {"num_instances": 5}})
+    assert retrieval_report(embeddings, fitting)["warnings"] == []
+
+
+def test_the_gallery_is_known_by_instances_views_captions_and_classes(embeddings):
+    known = gallery_hash(embeddings)
+    assert gallery_hash(embeddings._replace(image_embeds=unit_rows(36, seed=8))) == known
+    assert gallery_hash(select_rows(embeddings, EVERY_IMAGE[1:], EVERY_TEXT)) != known
+    assert gallery_hash(embeddings._replace(captions=[*embeddings.captions[1:], "other"])) != known
+    assert gallery_hash(embeddings._replace(image_group_ids=embeddings.image_group_ids + 1)) != known
+    assert gallery_hash(embeddings, ClassEmbeddings(["chair"], torch.eye(16)[:1])) != known
 
 
 def test_half_precision_embeddings_are_pooled_and_scored_in_float32(embeddings):
@@ -155,37 +338,10 @@ def test_half_precision_embeddings_are_pooled_and_scored_in_float32(embeddings):
         image_embeds=embeddings.image_embeds.bfloat16(), text_embeds=embeddings.text_embeds.bfloat16()
     )
     back = half._replace(image_embeds=half.image_embeds.float(), text_embeds=half.text_embeds.float())
-    assert retrieval_report(half) == retrieval_report(back)
-
-
-def test_neighbours_come_nearest_first_and_hits_are_of_the_captions_instance(embeddings):
-    ranks = scores_by_loops(embeddings)["text_to_instance"]
-    rows = [0, 7, 23]
-    for row, neighbours in zip(rows, nearest_instances(embeddings, rows, k=NUM_INSTANCES + 3), strict=True):
-        scores = [neighbour.score for neighbour in neighbours]
-        assert scores == sorted(scores, reverse=True)
-        assert [neighbour.is_hit for neighbour in neighbours].index(True) == ranks[row] - 1
-        assert neighbours[ranks[row] - 1].instance_id == f"shape-{100 + row // CAPTIONS}"
-        assert len(neighbours) == NUM_INSTANCES
-
-
-def test_sampled_queries_show_different_instances_of_the_gallery(embeddings):
-    without_first_images = embeddings._replace(
-        image_embeds=embeddings.image_embeds[VIEWS:], image_group_ids=embeddings.image_group_ids[VIEWS:]
-    )
-    rows = sample_queries(without_first_images, count=50)
-    assert sorted(row // CAPTIONS for row in rows) == list(range(1, NUM_INSTANCES))
-    assert sample_queries(embeddings, 4) == sample_queries(embeddings, 4) != sample_queries(embeddings, 4, seed=1)
-
-
-def test_table_shows_percent_in_columns_of_one_width(embeddings):
-    report = retrieval_report(embeddings)
-    lines = format_table(report).splitlines()
-    scores = report["text_to_instance"]
-    assert lines[3].startswith("text → instance")
-    assert f"{100 * scores['rr@1']:.1f}" in lines[3]
-    assert math.isclose(float(lines[5].split()[-1]), 100 / NUM_INSTANCES, abs_tol=0.05)
-    assert len({len(line) for line in lines[2:] if "%" not in line and "chance" not in line}) == 1
+    for name in RETRIEVAL:
+        ours, theirs = (retrieval_report(each, load_protocol(name)) for each in (half, back))
+        for direction in load_protocol(name).directions:
+            assert ours[direction] == theirs[direction]
 
 
 def test_captions_that_do_not_match_rows_are_an_error(embeddings):
@@ -206,7 +362,3 @@ def test_captions_that_do_not_match_rows_are_an_error(embeddings):
 def test_embeddings_that_do_not_fit_are_named(embeddings, changes, message):
     with pytest.raises(ValueError, match=message):
         retrieval_report(embeddings._replace(**changes))
-
-
-def test_docstring_examples_hold():
-    assert doctest.testmod(retrieval).failed == 0

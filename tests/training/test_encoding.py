@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 
@@ -6,7 +8,8 @@ from modeling_mxmclr.folds_mxmclr import hash_instance_id
 from tests.references.corpus import write_corpus
 from tests.references.tiny import tiny_model, tiny_processor
 from training.data import RawRows, caption_owners, named_splits
-from training.encoding import encode_rows, join_embeddings
+from training.embedding_store import EmbeddingStore, Origin
+from training.encoding import encode_batches, encode_rows, join_embeddings, stored_or_encoded
 from training.frozen_text import FrozenTextFeatures
 
 
@@ -52,3 +55,61 @@ def test_frozen_features_give_the_embeddings_of_the_tower(rows):
 def test_a_caption_without_tokens_is_named_with_its_instance():
     with pytest.raises(ValueError, match="' ' of instance 'mug' has none"):
         FrozenTextFeatures.encode(tiny_model(), tiny_processor(), {"red": "a", " ": "mug"})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoding") / "run"
+    tiny_model().save_pretrained(folder)
+    tiny_processor().save_pretrained(folder)
+    return str(folder)
+
+
+def test_embeddings_are_made_once_and_then_read(rows, checkpoint, tmp_path, monkeypatch):
+    plain = stored_or_encoded(checkpoint, rows, "train")
+    first = stored_or_encoded(checkpoint, rows, "train", tmp_path / "kept")
+    monkeypatch.setattr("training.encoding.load_checkpoint", None)
+    second = stored_or_encoded(checkpoint, rows, "train", tmp_path / "kept")
+    for found in (first, second):
+        torch.testing.assert_close(found[:4], plain[:4], rtol=0, atol=0)
+        assert found[4:] == plain[4:]
+
+
+def test_other_weights_and_other_rows_are_kept_apart(rows, checkpoint, tmp_path):
+    first = stored_or_encoded(checkpoint, rows, "train", tmp_path / "kept")
+    tiny_model(seed=1).save_pretrained(tmp_path / "run")
+    tiny_processor().save_pretrained(tmp_path / "run")
+    other = stored_or_encoded(str(tmp_path / "run"), rows, "train", tmp_path / "kept")
+    fewer = stored_or_encoded(checkpoint, RawRows(rows.rows.select(range(3))), "train", tmp_path / "kept")
+    assert not torch.equal(other.text_embeds, first.text_embeds)
+    assert len(fewer.instance_ids) == 3
+    assert len(list((tmp_path / "kept").iterdir())) == 3
+
+
+def test_a_stopped_encoding_goes_on(rows, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.encoding.Origin", partial(Origin, instances_per_shard=5))
+    plain = EmbeddingStore.write
+
+    def stops(store, number, embeddings):
+        if number == 2:
+            raise KeyboardInterrupt
+        plain(store, number, embeddings)
+
+    monkeypatch.setattr(EmbeddingStore, "write", stops)
+    with pytest.raises(KeyboardInterrupt):
+        stored_or_encoded(checkpoint, rows, "train", tmp_path / "kept")
+    (folder,) = (tmp_path / "kept").iterdir()
+    first = folder / "embeddings-00000-of-00003.safetensors"
+    written = first.stat().st_mtime_ns
+    monkeypatch.setattr(EmbeddingStore, "write", plain)
+    assert len(stored_or_encoded(checkpoint, rows, "train", tmp_path / "kept").instance_ids) == 12
+    assert first.stat().st_mtime_ns == written
+
+
+def test_the_model_is_as_it_was_where_encoding_stops_early(rows):
+    model = tiny_model().train()
+    parts = encode_batches(model, tiny_processor(), rows, [[0], [1]])
+    assert len(next(parts).instance_ids) == 1
+    assert not model.training
+    parts.close()
+    assert model.training

@@ -49,8 +49,13 @@ class MXMCLRConfig(PreTrainedConfig):
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert"),
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="vit"),
     }
-    # What `Trainer.evaluate` would otherwise try to gather and concatenate batch by batch.
-    keys_to_ignore_at_inference = ("loss_components", "logit_scale", "text_model_output", "vision_model_output")
+    # What `Trainer.evaluate` would otherwise try to gather and concatenate batch by batch; it takes no tuple.
+    keys_to_ignore_at_inference = [  # noqa: RUF012 - the base class declares it so
+        "loss_components",
+        "logit_scale",
+        "text_model_output",
+        "vision_model_output",
+    ]
 
     text_config: PreTrainedConfig | dict | None = None
     vision_config: PreTrainedConfig | dict | None = None

@@ -1,8 +1,15 @@
-"""Score a checkpoint on a split of a data set: text to instance and instance to text, as a table and as JSON.
+"""Score a checkpoint on a split of a data set under a named protocol: a table, JSON, and a page with pictures.
 
 Usage:
-    python training/evaluate.py runs/shapes_cpu --dataset shapes --dataset_config small
-    python training/evaluate.py org/mxmclr-text2shape --dataset path/to/folder --split validation --output scores.json
+    python training/evaluate.py runs/shapes_cpu
+    python training/evaluate.py runs/shapes_cpu --html report.html --output scores.json
+    python training/evaluate.py org/mxmclr-text2shape --dataset path/to/folder --split validation --output results/
+    python training/evaluate.py runs/shapes_cpu --protocol multifold/max_sim
+    python training/evaluate.py --compare runs/emoji-0 runs/emoji-1 --html difference.html
+
+Numbers of different protocols can't be compared; each result carries its protocol's name and hash. With `--compare`,
+the second checkpoint is set against the first on the same queries: the difference of each metric with its interval, and
+the instances that changed most. Embeddings are kept in the run folder and used again while weights and data are the same.
 """
 
 import argparse
@@ -11,82 +18,101 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 # Launched by path, this file's folder comes first, where `evaluate` would be this file instead of the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
-from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
-from datasets_scripts.loading import load_multifold
-from modeling_mxmclr import MXMCLRConfig
-from training.data import named_splits
-from training.encoding import encode_rows
-from training.retrieval import Report, format_table, retrieval_report
+from training.checkpoints import add_source_flags
+from training.compare import compare, format_comparison
+from training.evaluation import evaluate_checkpoint
+from training.html_report import comparison_page, report_page
+from training.protocol import DEFAULT_PROTOCOL, Protocol, load_protocol, protocol_names
+from training.retrieval import Report
+from training.score_tables import format_table
 
 
 def main(words: Sequence[str]) -> None:
-    """Evaluate as a command line says."""
+    """Evaluate, or compare, as a command line says."""
     arguments = parse(words)
-    report = evaluate(arguments)
-    sys.stdout.write(format_table(report) + "\n")
+    transformers_logging.disable_progress_bar()
+    protocol = load_protocol(arguments.protocol)
+    if arguments.compare:
+        compare_two(arguments, protocol)
+    else:
+        evaluate_one(arguments, protocol)
+
+
+def evaluate_one(arguments: argparse.Namespace, protocol: Protocol) -> None:
+    """Print, and write where asked for, the scores of a checkpoint."""
+    evaluation = evaluate_checkpoint(arguments, protocol)
+    sys.stdout.write(format_table(evaluation.report) + "\n")
     if arguments.output:
-        Path(arguments.output).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(arguments.output, evaluation.report)
+    if arguments.html:
+        write_text(arguments.html, report_page(evaluation))
+
+
+def compare_two(arguments: argparse.Namespace, protocol: Protocol) -> None:
+    """Print, and write where asked for, how two checkpoints differ."""
+    first, second = (
+        evaluate_checkpoint(argparse.Namespace(**vars(arguments) | {"checkpoint": checkpoint}), protocol)
+        for checkpoint in arguments.compare
+    )
+    comparison = compare(first, second)
+    sys.stdout.write(format_comparison(comparison) + "\n")
+    if arguments.output:
+        write_json(arguments.output, comparison)
+    if arguments.html:
+        write_text(arguments.html, comparison_page(comparison, first, second))
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", help="Run folder, or Hub id of a checkpoint of ours.")
-    parser.add_argument("--dataset", help="What `training/train.py` takes; a run folder knows its own.")
-    parser.add_argument("--dataset_config", help="Its configuration.")
-    parser.add_argument("--split", default="test", help="`train`, `validation` or `test` (default: %(default)s).")
-    parser.add_argument("--output", help="JSON file for the scores, in the form of a run's `metrics.json`.")
+    """The arguments of a command line; `--output` as a folder becomes the files in it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=protocols_in_words(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_source_flags(parser, nargs="?")
     parser.add_argument(
-        "--num_workers", type=int, default=1, help="Processes that read images (default: %(default)s)."
+        "--compare", nargs=2, metavar=("RUN_A", "RUN_B"), help="Two checkpoints to compare, instead of one to score."
     )
-    parser.add_argument("--cpu", action="store_true", help="Stay on the CPU even where there is an accelerator.")
-    return parser.parse_args(words)
-
-
-def evaluate(arguments: argparse.Namespace) -> Report:
-    """The report of a checkpoint on a split.
-
-    Raises:
-        ValueError: When the checkpoint is not one of ours, names no data set, or the data set lacks the split.
-    """
-    dataset, config = dataset_of(arguments)
-    splits = named_splits(load_multifold(dataset, config=config))
-    if arguments.split not in splits:
-        raise ValueError(f"`split` must be one of {sorted(splits)}, got {arguments.split!r}.")
-    transformers_logging.disable_progress_bar()
-    model: Any = AutoModel.from_pretrained(arguments.checkpoint)
-    if model.config.model_type != MXMCLRConfig.model_type:
-        raise ValueError(
-            f"{arguments.checkpoint!r} holds a {type(model).__name__}, not an MXMCLRModel; train one first."
-        )
-    on_gpu = torch.cuda.is_available() and not arguments.cpu
-    embeddings = encode_rows(
-        model.to("cuda" if on_gpu else "cpu"),
-        AutoProcessor.from_pretrained(arguments.checkpoint),
-        splits[arguments.split],
-        num_workers=arguments.num_workers,
-        show_progress=True,
+    parser.add_argument(
+        "--protocol",
+        default=DEFAULT_PROTOCOL,
+        help="A name below, or a YAML file of your own with the same keys (default: %(default)s).",
     )
-    return {"split": arguments.split, **retrieval_report(embeddings)}
+    parser.add_argument(
+        "--output", help="A JSON file for the scores, or a folder that gets `scores.json` and `report.html`."
+    )
+    parser.add_argument("--html", help="File for a page that needs nothing else: scores, plots, examples, failures.")
+    parser.add_argument(
+        "--embeddings", help="Folder in which embeddings are kept (default: `embeddings` of a local run folder)."
+    )
+    arguments = parser.parse_args(words)
+    if bool(arguments.checkpoint) == bool(arguments.compare):
+        parser.error("name one checkpoint, or two with --compare")
+    if arguments.output and not arguments.output.endswith(".json"):
+        arguments.html = arguments.html or str(Path(arguments.output) / "report.html")
+        arguments.output = str(Path(arguments.output) / "scores.json")
+    return arguments
 
 
-def dataset_of(arguments: argparse.Namespace) -> tuple[str, str | None]:
-    """The data set that is asked for, else the one that the run was trained on."""
-    if arguments.dataset:
-        return arguments.dataset, arguments.dataset_config
-    run = Path(arguments.checkpoint) / "run.json"
-    if not run.is_file():
-        raise ValueError(f"`--dataset` is needed: {arguments.checkpoint!r} is no run folder that knows its own.")
-    trained_with = json.loads(run.read_text(encoding="utf-8"))["arguments"]
-    return trained_with["dataset"], arguments.dataset_config or trained_with["dataset_config"]
+def protocols_in_words() -> str:
+    """The protocols that come with the code, a line each."""
+    lines = [f"  {name:<24}{load_protocol(name).description}" for name in protocol_names()]
+    return "\n".join(["protocols:", *lines])
+
+
+def write_json(path: str, report: Report) -> None:
+    """Write a result for programs, in the form of a run's `metrics.json`."""
+    write_text(path, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file, and the folders that it needs."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -27,7 +27,7 @@ HistoryEntry = Mapping[str, float]  # {"step": 10, "train/loss": 1.5, ...}
 class GridResult(NamedTuple):
     """One retrieved instance."""
 
-    image: Image.Image  # one of its views
+    image: Image.Image  # one of its views, RGB
     score: float
     is_hit: bool
 
@@ -36,7 +36,7 @@ class GridQuery(NamedTuple):
     """A caption, a view of its own instance, and what it retrieved, nearest first."""
 
     caption: str
-    image: Image.Image
+    image: Image.Image  # RGB
     results: Sequence[GridResult]
 
 
@@ -92,14 +92,14 @@ def plot_curves(history: Sequence[HistoryEntry], path: Path | str) -> None:
         raise ValueError(f"`history` has {len(history)} entries and no curve to draw; log 'train/loss' with a 'step'.")
     num_columns = min(3, len(panels))
     num_rows = math.ceil(len(panels) / num_columns)
-    figure = _new_figure(4.4 * num_columns, 3.0 * num_rows)
+    figure = new_figure(4.4 * num_columns, 3.0 * num_rows)
     for place, (title, points) in enumerate(panels.items()):
         axes = figure.add_subplot(num_rows, num_columns, place + 1)
         _draw_panel(axes, title, points)
         axes.set_xlim(0, 1.02 * last_step or 1)
         if place + num_columns >= len(panels):
             axes.set_xlabel("step", color=GREY)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def retrieval_grid(queries: Sequence[GridQuery], path: Path | str) -> None:
@@ -113,7 +113,7 @@ def retrieval_grid(queries: Sequence[GridQuery], path: Path | str) -> None:
     num_results = max((len(query.results) for query in queries), default=0)
     if num_results == 0:
         raise ValueError(f"`queries` must hold a query with at least one result, got {len(queries)} without.")
-    figure = _new_figure(1.25 * num_results + 4.4, 1.45 * len(queries) + 0.45)
+    figure = new_figure(1.25 * num_results + 4.4, 1.45 * len(queries) + 0.45)
     widths = [2.0, 1.0, 0.12] + [1.0] * num_results
     grid = figure.add_gridspec(len(queries), len(widths), width_ratios=widths)
     for row, query in enumerate(queries):
@@ -125,34 +125,35 @@ def retrieval_grid(queries: Sequence[GridQuery], path: Path | str) -> None:
         if row == 0:
             for axes, title in zip(shown, ["its instance", *_ordinals(len(query.results))], strict=True):
                 axes.set_title(title, fontsize=9, color=GREY)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """An image of any mode in RGB, transparency on white, one-channel numbers stretched from darkest to lightest."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        span = np.ptp(values)
-        values = (values - values.min()) * (255 / span) if span else values.clip(0, 255)
-        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of that size in inches."""
     from matplotlib.figure import Figure
 
     # No pyplot: it would choose a window system and keep every figure alive.
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
-def _save(figure: "Figure", path: Path | str) -> None:
+def dress_axes(axes: "Axes", title: str) -> None:
+    """The look that all plots share: a title on the left, no box, faint horizontal lines."""
+    axes.set_title(title, fontsize=11, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=GREY, labelsize=8)
+
+
+def save_figure(figure: "Figure", target: Path | str | IO[bytes], format: str | None = None) -> None:
+    """Write a figure, in the format of the path's suffix unless told another; the same figure gives the same bytes."""
+    from matplotlib import rc_context
+
     with warnings.catch_warnings():
         # A caption may hold characters that the font lacks; they become boxes.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(path, dpi=115)
+        with rc_context({"svg.hashsalt": "mxmclr"}):
+            figure.savefig(target, dpi=115, format=format, metadata={"Date": None} if format == "svg" else None)
 
 
 def _points(history: Sequence[HistoryEntry], curves: Sequence[Curve]) -> dict[Curve, tuple[np.ndarray, np.ndarray]]:
@@ -177,10 +178,7 @@ def _draw_panel(axes: "Axes", title: str, points: Mapping[Curve, tuple[np.ndarra
         # From 0, with room for the legend above the curves.
         axes.set_ylim(0, 1.5 * max(np.nanmax(values, initial=0.01) for _, values in points.values()))
         axes.yaxis.set_major_formatter(lambda fraction, _: f"{100 * fraction:g}" if fraction <= 1 else "")
-    axes.set_title(title, fontsize=11, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.tick_params(colors=GREY, labelsize=8)
+    dress_axes(axes, title)
     if len(points) > 1:
         axes.legend(fontsize=7.5, frameon=False, ncols=2 if len(points) > 4 else 1)
 
@@ -203,7 +201,7 @@ def _draw_caption(axes: "Axes", caption: str) -> None:
 
 def _draw_image(axes: "Axes", image: Image.Image, label: str, is_hit: bool | None) -> None:
     """An image in its frame: thick and green for a hit, thin and grey for a miss, none for None."""
-    square = ImageOps.pad(on_white(image), (CELL_PIXELS, CELL_PIXELS), color="white")
+    square = ImageOps.pad(image, (CELL_PIXELS, CELL_PIXELS), color="white")
     axes.imshow(np.asarray(square))
     axes.set_xticks([])
     axes.set_yticks([])

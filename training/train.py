@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +49,15 @@ from training.data import (
 from training.encoding import encode_rows
 from training.frozen_text import FrozenTextFeatures
 from training.hub import push_run, save_run_card
+from training.initial_embeddings import encode_sample, save_initial_embeddings
 from training.models import build_model, image_size_of, is_frozen, set_training_mode
 from training.optimization import build_optimizer
 from training.plots import plot_curves, retrieval_grid
 from training.report import describe_plan, describe_run, draw_queries, flat_scores, relations_per_observation
-from training.retrieval import Embeddings, Report, format_table, retrieval_report
+from training.retrieval import Report, retrieval_report
 from training.run_folder import RunFolder
+from training.score_tables import format_table
+from training.searches import Embeddings
 
 logger = get_logger(__name__)
 
@@ -138,9 +141,17 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
     if is_frozen(model.text_model):
         owners = caption_owners(splits.values())
         frozen_text = FrozenTextFeatures.encode(model, processor, owners, accelerator.is_main_process)
+    if folder is not None:
+        sample = encode_sample(model, processor, splits[final_split(splits)], frozen_text, data.num_workers)
+        save_initial_embeddings(sample, folder.path)
     # Equal weights on every rank so far; from here on each drops out its own units.
     set_seed(options.seed, device_specific=True)
     return Session(arguments, accelerator, splits, model, processor, frozen_text, folder)
+
+
+def final_split(splits: Mapping[str, RawRows]) -> str:
+    """The split whose scores a run ends with."""
+    return next(name for name in ("test", "validation", "train") if name in splits)
 
 
 def build_loader(session: Session, views: int | None, captions: int | None) -> DataLoader:
@@ -326,7 +337,7 @@ def finish(session: Session, seconds: float) -> None:
     session.accelerator.wait_for_everyone()
     output_dir = Path(session.arguments.optimization.output_dir or "")
     best = MXMCLRModel.from_pretrained(output_dir / "checkpoints" / "best").to(session.accelerator.device)
-    split = next(name for name in ("test", "validation", "train") if name in session.splits)
+    split = final_split(session.splits)
     embeddings, report = evaluate(session, best, split)
     if session.folder is None:
         return

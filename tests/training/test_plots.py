@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.plots import GREEN, GridQuery, GridResult, on_white, plot_curves, retrieval_grid
-
-MODES = ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16"]
+from training.plots import GREEN, GridQuery, GridResult, plot_curves, retrieval_grid
 
 
 def pixels(path) -> np.ndarray:
@@ -91,22 +89,3 @@ def test_a_grid_without_results_is_an_error(tmp_path):
     for queries in ([], [query(hits=())]):
         with pytest.raises(ValueError, match="`queries` must hold a query with at least one result"):
             retrieval_grid(queries, tmp_path / "grid.png")
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_images_of_any_mode_become_rgb(mode):
-    assert on_white(Image.new(mode, (5, 4))).mode == "RGB"
-    assert on_white(Image.new(mode, (5, 4))).size == (5, 4)
-
-
-def test_transparency_shows_white():
-    clear = Image.new("RGBA", (1, 1), (255, 0, 0, 0))
-    assert on_white(clear).getpixel((0, 0)) == (255, 255, 255)
-    palette = Image.new("P", (1, 1))
-    palette.info["transparency"] = 0
-    assert on_white(palette).getpixel((0, 0)) == (255, 255, 255)
-
-
-def test_sixteen_bits_are_stretched_over_the_range():
-    depth = Image.fromarray(np.array([[1000, 2000, 3000]], dtype=np.uint16))
-    assert [on_white(depth).getpixel((column, 0))[0] for column in range(3)] == [0, 127, 255]

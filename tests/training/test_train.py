@@ -76,8 +76,8 @@ def test_the_run_folder_holds_all_that_was_promised(finished):
     names = {path.name for path in folder.iterdir()}
     assert names >= {
         "README.md", "arguments.yaml", "best.json", "checkpoints", "config.json", "curves.png", "history.jsonl",
-        "metrics.json", "model.safetensors", "processor_config.json", "retrieval.png", "run.json", "tensorboard",
-        "tokenizer.json", "train.log",
+        "initial_embeddings.safetensors", "metrics.json", "model.safetensors", "processor_config.json",
+        "retrieval.png", "run.json", "tensorboard", "tokenizer.json", "train.log",
     }  # fmt: skip
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in history if "train/loss" in entry] == [1, 2, 3, 4]

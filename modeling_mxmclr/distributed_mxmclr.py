@@ -44,6 +44,16 @@ def gather_observations(observed: Observations) -> Observations:
     return everywhere
 
 
+def gather_inputs(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An objective's further inputs, of all ranks where they are rows of images or texts.
+
+    A queue is the same on every rank, and stays.
+    """
+    if world_size() == 1:
+        return inputs
+    return {name: rows if "queue" in name else gather_ragged(rows) for name, rows in inputs.items()}
+
+
 def check_global_ids(*group_ids: Tensor) -> None:
     """Raise unless every group id can mean the same instance on every rank."""
     if any((ids < SMALLEST_GLOBAL_ID).any() for ids in group_ids):

@@ -15,9 +15,10 @@ from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_mxmclr import MXMCLRConfig
-from .distributed_mxmclr import gather_observations, world_size
+from .contrast_mxmclr import ObjectiveOutput
+from .distributed_mxmclr import gather_inputs, gather_observations, world_size
 from .folds_mxmclr import Observations, instance_embeddings, unit_norm
-from .objectives_mxmclr import ObjectiveOutput, get_objective, setting_names
+from .objectives_mxmclr import get_objective, input_names, setting_names
 from .scale_mxmclr import LogitBias, LogitScale
 from .towers_mxmclr import (
     HeadLinear,
@@ -30,6 +31,8 @@ from .towers_mxmclr import (
 )
 
 TowerSource = str | os.PathLike[str] | PreTrainedConfig | dict[str, Any]
+
+SIGMOID_BIAS = -10.0  # where SigLIP starts
 
 
 @dataclass
@@ -104,6 +107,8 @@ class MXMCLRModel(PreTrainedModel):
         )
         self.projection_dropout = nn.Dropout(config.projection_dropout)
         self.logit_scale = LogitScale(config.logit_scale_max)
+        if config.logit_bias_init_value is None and "bias" in input_names(config.objective):
+            config.logit_bias_init_value = SIGMOID_BIAS
         self.logit_bias = None if config.logit_bias_init_value is None else LogitBias()
         self.post_init()
 
@@ -241,6 +246,7 @@ class MXMCLRModel(PreTrainedModel):
         return_loss: bool | None = None,
         text_tower_output: Tensor | None = None,
         soft_weight: float | None = None,
+        objective_inputs: dict[str, Tensor] | None = None,
         gather: bool | None = None,
         output_logits: bool | None = None,
         **keywords: Any,
@@ -257,6 +263,8 @@ class MXMCLRModel(PreTrainedModel):
             text_tower_output: `(num_texts, width)` of `get_text_tower_output`, in place of `input_ids`, where a frozen
                 text tower was run once for all epochs.
             soft_weight: Overrides the objective's setting of that name for this step, for a schedule.
+            objective_inputs: What the objective or its terms take beside the observations, such as
+                `image_reference_embeds`, with the rows of this rank's images or texts.
             gather: Whether the loss is over the observations of all ranks; None does so in training mode.
             output_logits: Whether to return logits; None does where there is no loss.
             keywords: Passed to the tower that takes them, such as `token_type_ids`.
@@ -281,7 +289,7 @@ class MXMCLRModel(PreTrainedModel):
         if return_loss:
             observed = checked_observations(image_embeds, text_embeds, image_group_ids, text_group_ids)
             loss, components = self._score(
-                observed, log_scale, soft_weight, self.training if gather is None else gather
+                observed, log_scale, soft_weight, objective_inputs, self.training if gather is None else gather
             )
         logits = None
         if (
@@ -331,18 +339,39 @@ class MXMCLRModel(PreTrainedModel):
         return unit_norm(projected.to(torch.promote_types(projected.dtype, torch.float32)))
 
     def _score(
-        self, observed: Observations, log_scale: Tensor, soft_weight: float | None, gather: bool
+        self,
+        observed: Observations,
+        log_scale: Tensor,
+        soft_weight: float | None,
+        inputs: dict[str, Tensor] | None,
+        gather: bool,
     ) -> ObjectiveOutput:
         settings = {} if soft_weight is None else {"soft_weight": soft_weight}
         if settings and "soft_weight" not in setting_names(self.config.objective):
             raise ValueError(f"`soft_weight` is no setting of the objective {self.config.objective!r}; leave it out.")
+        inputs = self._checked_inputs(inputs or {}, observed)
         if gather:
-            observed = gather_observations(observed)
+            observed, inputs = gather_observations(observed), gather_inputs(inputs)
+        if self.logit_bias is not None and "bias" in input_names(self.config.objective):
+            inputs["bias"] = self.logit_bias()
         with full_precision(observed.image_embeds):
-            loss, components = self.objective(observed, log_scale.exp(), **settings)
+            loss, components = self.objective(observed, log_scale.exp(), **settings, **inputs)
         if gather and world_size() > 1 and torch.is_grad_enabled():
             loss = loss + self._touch_parameters()
         return ObjectiveOutput(loss, components)
+
+    def _checked_inputs(self, inputs: dict[str, Tensor], observed: Observations) -> dict[str, Tensor]:
+        known = input_names(self.config.objective, self.config.objective_settings) - {"bias"}
+        sizes = {"image": len(observed.image_embeds), "text": len(observed.text_embeds)}
+        for name, rows in inputs.items():
+            if name not in known:
+                raise ValueError(
+                    f"`objective_inputs` of {self.config.objective!r} must be among {sorted(known)}, got {name!r}."
+                )
+            size = len(rows) if "queue" in name else sizes[name.partition("_")[0]]
+            if len(rows) != size:
+                raise ValueError(f"`{name}` has {len(rows)} rows for {size} observations; pass one for each.")
+        return dict(inputs)
 
     def _touch_parameters(self) -> Tensor:
         """A zero that reaches every trainable parameter, since DDP waits for the gradient of each.

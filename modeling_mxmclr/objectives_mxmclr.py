@@ -1,299 +1,238 @@
-"""The multifold objectives as pure functions of a batch's observations, and their one table, `OBJECTIVES`."""
+"""The one list of objectives, `OBJECTIVES`, and the one way to call them, `compute_objective`."""
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin, get_type_hints
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .folds_mxmclr import (
-    Instances,
-    Observations,
-    find_instances,
-    first_rows,
-    mean_by_index,
-    positive_mask,
-    unit_norm,
-)
-
-
-class ObjectiveOutput(NamedTuple):
-    """A loss to minimise and the named parts that it is made of."""
-
-    loss: Tensor  # (), attached to the graph
-    components: dict[str, Tensor]  # each (), detached
-
+from .contrast_mxmclr import ObjectiveOutput, Weight
+from .folds_mxmclr import Observations, find_instances
+from .mfh_mxmclr import mfh
+from .multiview_objectives_mxmclr import mv_dhel, mv_infonce, ntxent, pvc
+from .pmrl_mxmclr import pmrl
+from .siglip_mxmclr import siglip
+from .softmax_objectives_mxmclr import clip, milnce, one_to_k, stablerep, supcon, unicl
+from .tcl_mxmclr import tcl
+from .terms_mxmclr import TERMS
+from .tuple_objectives_mxmclr import gram, symile
+from .weighted_objectives_mxmclr import cwcl, hn_nce, soft_clip
 
 Objective = Callable[..., ObjectiveOutput]
 
+OBJECTIVES: dict[str, Objective] = {
+    "clip": clip,
+    "cwcl": cwcl,
+    "gram": gram,
+    "hn_nce": hn_nce,
+    "mfh": mfh,
+    "milnce": milnce,
+    "mv_dhel": mv_dhel,
+    "mv_infonce": mv_infonce,
+    "ntxent": ntxent,
+    "one_to_k": one_to_k,
+    "pmrl": pmrl,
+    "pvc": pvc,
+    "siglip": siglip,
+    "soft_clip": soft_clip,
+    "stablerep": stablerep,
+    "supcon": supcon,
+    "symile": symile,
+    "tcl": tcl,
+    "unicl": unicl,
+}
 
-class Direction(NamedTuple):
-    """One direction of retrieval: the queries whose instance both modalities observed, and all keys."""
 
-    logits: Tensor  # (num_queries, num_keys)
-    log_normaliser: Tensor  # (num_queries,), logsumexp of the logits over all keys
-    queries: Tensor  # (num_queries, dim), times the scale
-    key_means: Tensor  # (num_instances, dim), mean key of each instance
-    instance: Tensor  # (num_queries,), int64, the instance of each query
-    positives: Tensor  # (num_queries, num_keys), bool
-    num_positives: Tensor  # (num_queries,), int64
-    fold_size: Tensor  # (num_queries,), int64, how many queries share the query's instance
-
-
-def mfh(
-    observed: Observations,
-    scale: Tensor,
+def compute_objective(
+    name: str,
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    image_group_ids: Tensor,
+    text_group_ids: Tensor,
     *,
-    soft_weight: float = 0.5,
-    soft_source: float = 0.5,
-    soft_temperature: float | None = None,
-    soft_columns: str = "own",
-    soft_detach: bool = True,
-    hard_form: str = "out",
-    direction_weight: float = 0.5,
-    normaliser: str = "observations",
+    scale: Tensor | float | None = None,
+    **settings: Any,
 ) -> ObjectiveOutput:
-    """The multifold-aware hybrid loss: hard relationships within instances, soft ones between them.
-
-    A reconstruction of the loss that MXM-CLR's abstract describes (https://huggingface.co/papers/2303.10839), whose
-    equations are not public; docs/equations.md writes ours out. With one view and one caption an instance and
-    `soft_weight=0` it is CLIP's loss; `soft_weight=0` is the bidirectional loss of UniCL and StableRep.
+    """The loss of a batch's observations by the objective of that name.
 
     Args:
-        observed: Observations of the whole batch; embeddings `(num_images, dim)` and `(num_texts, dim)`, unit norm.
-        scale: Exponentiated logit scale, `()` or `(1,)`.
-        soft_weight: Share of the soft part, in [0, 1].
-        soft_source: Share of the image side in the relatedness of two instances, in [0, 1]; the text side has the rest.
-        soft_temperature: Temperature of the soft targets; None takes 1 / `scale`, without gradient.
-        soft_columns: `own` gives each query the softmax of its own instance; `transposed` gives images that of the
-            key's instance, so that their targets need not sum to one (as public soft-target CLIP code has it).
-        soft_detach: Whether the soft targets are constants.
-        hard_form: `out` (SupCon's L_out: mean over positives of their log-likelihood), `in` (L_in: log of their
-            mean likelihood) or `ones` (sum over positives, as 1-to-K).
-        direction_weight: Share of image-to-text, in [0, 1]; text-to-image has the rest.
-        normaliser: What counts equally in a direction's mean: `observations`, `instances` or positive `pairs`.
-
-    Returns:
-        The loss, with components `hard` and `soft` (the latter absent at `soft_weight=0`).
-    """
-    observed = at_least_float32(observed)
-    scale = scale.to(observed.image_embeds.dtype)
-    instances = find_instances(observed.image_group_ids, observed.text_group_ids)
-    if not instances.in_both.any():
-        return no_pair(observed, scale)
-    directions = both_directions(observed, instances, scale)
-    weigh = partial(weigh_directions, directions=directions, share=direction_weight, normaliser=normaliser)
-
-    hard = weigh([HARD_FORMS[hard_form](direction) for direction in directions])
-    if soft_weight == 0:
-        return ObjectiveOutput(hard, {"hard": hard.detach()})
-    soft_scale = scale.detach() if soft_temperature is None else 1 / soft_temperature
-    related = relatedness(observed, instances, soft_scale, soft_source, soft_detach)
-    image_related = related.T if soft_columns == "transposed" else related
-    soft = weigh([soft_losses(directions[0], image_related), soft_losses(directions[1], related)])
-    loss = (1 - soft_weight) * hard + soft_weight * soft
-    return ObjectiveOutput(loss, {"hard": hard.detach(), "soft": soft.detach()})
-
-
-def clip(observed: Observations, scale: Tensor) -> ObjectiveOutput:
-    """CLIP's symmetric InfoNCE on the first image and first text of each instance that has both.
-
-    CLIP, Figure 3 (https://huggingface.co/papers/2103.00020). The collator draws folds at random, so first is a draw.
-
-    Args:
-        observed: Observations of the whole batch; embeddings of unit norm.
-        scale: Exponentiated logit scale, `()` or `(1,)`.
-
-    Returns:
-        The loss, with components `image_to_text` and `text_to_image`.
-    """
-    observed = at_least_float32(observed)
-    scale = scale.to(observed.image_embeds.dtype)
-    instances = find_instances(observed.image_group_ids, observed.text_group_ids)
-    in_both = instances.in_both
-    if not in_both.any():
-        return no_pair(observed, scale)
-    images = observed.image_embeds[first_rows(instances.image_index, len(in_both))[in_both]]
-    texts = observed.text_embeds[first_rows(instances.text_index, len(in_both))[in_both]]
-    logits = scale * images @ texts.T
-    diagonal = torch.arange(len(logits), device=logits.device)
-    image_to_text, text_to_image = F.cross_entropy(logits, diagonal), F.cross_entropy(logits.T, diagonal)
-    components = {"image_to_text": image_to_text.detach(), "text_to_image": text_to_image.detach()}
-    return ObjectiveOutput((image_to_text + text_to_image) / 2, components)
-
-
-def at_least_float32(observed: Observations) -> Observations:
-    """The same observations with half-precision embeddings in float32; float64 stays float64."""
-    dtype = torch.promote_types(observed.image_embeds.dtype, torch.float32)
-    return observed._replace(image_embeds=observed.image_embeds.to(dtype), text_embeds=observed.text_embeds.to(dtype))
-
-
-def no_pair(observed: Observations, scale: Tensor) -> ObjectiveOutput:
-    """A zero loss that still reaches every input, for a batch in which no instance has both modalities."""
-    warnings.warn(
-        "No instance of this batch has both an image and a text, so its loss is 0; draw more instances a step, or "
-        "drop one-sided instances in the builder.",
-        stacklevel=3,
-    )
-    loss = 0 * (observed.image_embeds.sum() + observed.text_embeds.sum() + scale.sum())
-    return ObjectiveOutput(loss, {})
-
-
-def both_directions(observed: Observations, instances: Instances, scale: Tensor) -> tuple[Direction, Direction]:
-    """Image-to-text and text-to-image, from one matrix of logits."""
-    images, texts = scale * observed.image_embeds, scale * observed.text_embeds
-    logits = images @ observed.text_embeds.T
-    text_means = mean_by_index(observed.text_embeds, instances.text_index, instances.text_fold_sizes)
-    image_means = mean_by_index(observed.image_embeds, instances.image_index, instances.image_fold_sizes)
-    return (
-        one_direction(logits, images, text_means, instances),
-        one_direction(logits.T, texts, image_means, swap_modalities(instances)),
-    )
-
-
-def swap_modalities(instances: Instances) -> Instances:
-    """The same instances with images and texts in each other's place."""
-    return Instances(
-        instances.text_index, instances.image_index, instances.text_fold_sizes, instances.image_fold_sizes
-    )
-
-
-def one_direction(logits: Tensor, queries: Tensor, key_means: Tensor, instances: Instances) -> Direction:
-    """The queries that have a positive; `instances` has the queries in the place of images."""
-    has_positive = instances.in_both[instances.image_index]
-    logits, instance = logits[has_positive], instances.image_index[has_positive]
-    return Direction(
-        logits,
-        logits.logsumexp(dim=1),
-        queries[has_positive],
-        key_means,
-        instance,
-        positive_mask(instance, instances.text_index),
-        instances.text_fold_sizes[instance],
-        instances.image_fold_sizes[instance],
-    )
-
-
-def hard_out(direction: Direction) -> Tensor:
-    """Minus the mean log-likelihood of a query's positives, `(num_queries,)`; SupCon's L_out, Eq. 2."""
-    return direction.log_normaliser - (direction.queries * direction.key_means[direction.instance]).sum(dim=1)
-
-
-def hard_in(direction: Direction) -> Tensor:
-    """Minus the log of the mean likelihood of a query's positives, `(num_queries,)`; SupCon's L_in, Eq. 3."""
-    positives = direction.logits.masked_fill(~direction.positives, -torch.inf).logsumexp(dim=1)
-    return direction.log_normaliser - positives + direction.num_positives.to(positives).log()
-
-
-def hard_ones(direction: Direction) -> Tensor:
-    """Minus the summed log-likelihood of a query's positives, `(num_queries,)`; 1-to-K without its division."""
-    return direction.num_positives * hard_out(direction)
-
-
-HARD_FORMS = {"out": hard_out, "in": hard_in, "ones": hard_ones}
-
-
-def soft_losses(direction: Direction, related: Tensor) -> Tensor:
-    """Cross-entropy of each query against mass `related` spread evenly over each instance's keys, `(num_queries,)`.
-
-    The targets are never spread out: a mass shared evenly by a fold scores the fold's mean key.
-    """
-    mass = related.sum(dim=1)[direction.instance]
-    expected_keys = (related @ direction.key_means)[direction.instance]
-    return mass * direction.log_normaliser - (direction.queries * expected_keys).sum(dim=1)
-
-
-def relatedness(
-    observed: Observations, instances: Instances, soft_scale: Tensor | float, image_share: float, detach: bool
-) -> Tensor:
-    """How related instances are, `(num_instances, num_instances)`: rows sum to one over those in both modalities.
-
-    Rows and columns of an instance that one modality did not observe are zero.
-    """
-    images, texts = observed.image_embeds, observed.text_embeds
-    if detach:
-        images, texts = images.detach(), texts.detach()
-    in_both = instances.in_both
-    image_centres = unit_norm(mean_by_index(images, instances.image_index, instances.image_fold_sizes)[in_both])
-    text_centres = unit_norm(mean_by_index(texts, instances.text_index, instances.text_fold_sizes)[in_both])
-    alike = image_share * image_centres @ image_centres.T + (1 - image_share) * text_centres @ text_centres.T
-    places = in_both.nonzero().squeeze(1)
-    related = alike.new_zeros(len(in_both), len(in_both))
-    return related.index_put((places[:, None], places), (soft_scale * alike).softmax(dim=1))
-
-
-def weigh_directions(
-    losses: list[Tensor], directions: tuple[Direction, Direction], share: float, normaliser: str
-) -> Tensor:
-    """One loss from the queries' losses of both directions, `share` of it image-to-text."""
-    image_to_text, text_to_image = (
-        weighted_mean(loss, QUERY_WEIGHTS[normaliser](direction))
-        for loss, direction in zip(losses, directions, strict=True)
-    )
-    return share * image_to_text + (1 - share) * text_to_image
-
-
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean of values under weights that need not sum to one, `()`."""
-    return (values * weights).sum() / weights.sum()
-
-
-QUERY_WEIGHTS: dict[str, Callable[[Direction], Tensor]] = {
-    "observations": lambda direction: torch.ones_like(direction.log_normaliser),
-    "instances": lambda direction: 1 / direction.fold_size.to(direction.log_normaliser),
-    "pairs": lambda direction: direction.num_positives.to(direction.log_normaliser),
-}
-
-
-OBJECTIVES: dict[str, Objective] = {"clip": clip, "mfh": mfh}
-
-# What a setting may be, whichever objectives have it: one of these, or a share in [0, 1].
-SETTING_CHOICES = {
-    "hard_form": tuple(HARD_FORMS),
-    "soft_columns": ("own", "transposed"),
-    "normaliser": tuple(QUERY_WEIGHTS),
-    "soft_detach": (False, True),
-}
-SHARES = ("soft_weight", "soft_source", "direction_weight")
-
-
-def get_objective(name: str, settings: Mapping[str, object] | None = None) -> Objective:
-    """The objective of that name with its settings, a function of observations and scale.
+        name: A key of `OBJECTIVES`.
+        image_embeds: `(num_images, dim)`, unit norm. Float64 is computed in float64, half types in float32.
+        text_embeds: `(num_texts, dim)`, unit norm.
+        image_group_ids: `(num_images,)` int64, the instance of each image; only equality means anything.
+        text_group_ids: `(num_texts,)` int64.
+        scale: Exponentiated logit scale, one over the temperature; None is CLIP's start, 1 / 0.07.
+        settings: The objective's settings, see its docstring, and the tensors that it takes beside the observations.
 
     Raises:
         ValueError: For an unknown objective or setting, or a value outside what the setting allows.
+
+    Example:
+        >>> rows, ids = torch.eye(3), torch.tensor([7, 8, 9])
+        >>> round(compute_objective("clip", rows, rows, ids, ids, scale=10.0).loss.item(), 6)
+        9.1e-05
     """
-    if name not in OBJECTIVES:
-        raise ValueError(f"`objective` must be one of {sorted(OBJECTIVES)}, got {name!r}.")
-    settings = settings or {}
-    known = setting_names(name)
-    for setting, value in settings.items():
-        if setting not in known:
-            raise ValueError(f"`objective_settings` of {name!r} must be among {known}, got {setting!r}.")
-        check_setting(setting, value)
-    return partial(OBJECTIVES[name], **settings)
+    inputs = {key: settings.pop(key) for key in input_names(name, settings) & settings.keys()}
+    objective = get_objective(name, settings)
+    observed = Observations(image_embeds, text_embeds, image_group_ids, text_group_ids)
+    if not isinstance(scale, Tensor):
+        dtype = torch.promote_types(image_embeds.dtype, torch.float32)
+        scale = torch.tensor(1 / 0.07 if scale is None else scale, dtype=dtype, device=image_embeds.device)
+    return objective(observed, scale, **inputs)
+
+
+def get_objective(name: str, settings: Mapping[str, Any] | None = None) -> Objective:
+    """The objective of that name with its settings, a function of observations and scale.
+
+    Beside an objective's own settings there is `terms`: by name of `TERMS`, a weight, or a mapping with `weight` and
+    the term's settings. The loss is the objective's plus the weighted terms, which are among the components.
+
+    Raises:
+        ValueError: For an unknown objective, term or setting, or a value outside what the setting allows.
+
+    Example:
+        >>> objective = get_objective("clip", {"terms": {"uniformity": {"weight": 0.1, "t": 4.0}}})
+    """
+    own = dict(settings or {})
+    terms = check_terms(own.pop("terms", {}))
+    check_settings(f"`objective_settings` of {name!r}", own, setting_kinds(find("objective", name, OBJECTIVES)))
+    objective = partial(OBJECTIVES[name], **own)
+    return partial(with_terms, objective, set(_keywords(OBJECTIVES[name])), terms) if terms else objective
+
+
+def with_terms(
+    objective: Objective,
+    own_keywords: set[str],
+    terms: Mapping[str, Mapping[str, Any]],
+    observed: Observations,
+    scale: Tensor,
+    **keywords: Any,
+) -> ObjectiveOutput:
+    """An objective's loss plus weighted terms; each gets those of the keywords that it takes."""
+    loss, components = objective(observed, scale, **{key: keywords[key] for key in own_keywords & keywords.keys()})
+    if not find_instances(observed.image_group_ids, observed.text_group_ids).in_both.any():
+        return ObjectiveOutput(loss, components)
+    for name, settings in terms.items():
+        taken = {key: keywords[key] for key in tensor_keywords(TERMS[name]) & keywords.keys()}
+        options = {key: value for key, value in settings.items() if key != "weight"}
+        value = TERMS[name](observed, scale, **options, **taken)
+        loss, components = loss + settings["weight"] * value, {**components, name: value.detach()}
+    return ObjectiveOutput(loss, components)
+
+
+def check_terms(terms: Any) -> dict[str, dict[str, Any]]:
+    """The weight and settings of each term.
+
+    Raises:
+        ValueError: Unless `terms` is a mapping, and for what `term_settings` raises it.
+    """
+    if not isinstance(terms, Mapping):
+        raise ValueError(f"`terms` must map names of terms to weights or settings, got {terms!r}.")
+    return {name: term_settings(name, value) for name, value in terms.items()}
+
+
+def term_settings(name: str, value: Any) -> dict[str, Any]:
+    """The weight and settings of a term, from a weight alone or a mapping.
+
+    Raises:
+        ValueError: For an unknown term or setting, or a value outside what the setting allows.
+    """
+    kinds = setting_kinds(find("terms", name, TERMS)) | {"weight": Weight}
+    settings = {"weight": 1.0} | dict(value) if isinstance(value, Mapping) else {"weight": value}
+    check_settings(f"`terms[{name!r}]`", settings, kinds)
+    return settings
+
+
+def find(what: str, name: str, table: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The entry of that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in table:
+        raise ValueError(f"`{what}` must be one of {sorted(table)}, got {name!r}.")
+    return table[name]
 
 
 def setting_names(name: str) -> list[str]:
-    """The settings that an objective has."""
-    parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+    """The settings that an objective has beside `terms`."""
+    return list(setting_kinds(find("objective", name, OBJECTIVES)))
 
 
-def check_setting(setting: str, value: object) -> None:
-    """Raise a `ValueError` that names the setting unless it allows the value."""
-    if setting in SETTING_CHOICES and value not in SETTING_CHOICES[setting]:
-        raise ValueError(f"`{setting}` must be one of {list(SETTING_CHOICES[setting])}, got {value!r}.")
-    if setting in SHARES and not (is_number(value) and 0 <= value <= 1):
-        raise ValueError(f"`{setting}` must be a number in [0, 1], got {value!r}.")
-    if setting == "soft_temperature" and not (value is None or (is_number(value) and value > 0)):
-        raise ValueError(f"`soft_temperature` must be a positive number, or None for 1 / scale, got {value!r}.")
+def input_names(name: str, settings: Mapping[str, Any] | None = None) -> set[str]:
+    """The tensors that an objective and its terms take beside observations and scale."""
+    parts = [find("objective", name, OBJECTIVES)]
+    parts += [find("terms", term, TERMS) for term in (settings or {}).get("terms", {})]
+    return set().union(*map(tensor_keywords, parts))
+
+
+def setting_kinds(function: Callable[..., Any]) -> dict[str, Any]:
+    """The type of each setting of an objective or a term, as its signature has it."""
+    return {key: kind for key, kind in _keywords(function).items() if not _takes_tensor(kind)}
+
+
+def tensor_keywords(function: Callable[..., Any]) -> set[str]:
+    """The keywords of an objective or a term that may be tensors."""
+    return {key for key, kind in _keywords(function).items() if _takes_tensor(kind)}
+
+
+def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    kinds = get_type_hints(function, include_extras=True)
+    return {each.name: kinds[each.name] for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+
+def _takes_tensor(kind: Any) -> bool:
+    return kind is Tensor or Tensor in get_args(kind)
+
+
+def check_settings(where: str, settings: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` that names the setting unless each is known and its type allows the value."""
+    for setting, value in settings.items():
+        if setting not in kinds:
+            raise ValueError(f"{where} must be among {list(kinds)}, got {setting!r}.")
+        check_setting(setting, value, kinds[setting])
+
+
+def check_setting(setting: str, value: object, kind: Any) -> None:
+    """Raise a `ValueError` that names the setting unless its type allows the value."""
+    expected = [each for each in alternatives(kind) if not fits(value, each)]
+    if len(expected) == len(alternatives(kind)):
+        raise ValueError(f"`{setting}` must be {' or '.join(map(describe, expected))}, got {value!r}.")
+
+
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return get_args(kind) if type(None) in get_args(kind) else (kind,)
+
+
+def fits(value: object, kind: Any) -> bool:
+    """Whether a setting's type, one of those in contrast_mxmclr, a bool, an int or None, allows a value."""
+    if kind is type(None):
+        return value is None
+    if kind is bool:
+        return isinstance(value, bool)
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    return is_number(value) and RANGES[get_args(kind)[1]](value)
+
+
+def describe(kind: Any) -> str:
+    """A setting's type in words."""
+    if get_origin(kind) is Literal:
+        return f"one of {list(get_args(kind))}"
+    return get_args(kind)[1] if get_origin(kind) is Annotated else {type(None): "None", bool: "True or False"}[kind]
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a setting's value is an int or a float, and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+RANGES: dict[str, Callable[[float], bool]] = {
+    "a number in [0, 1]": lambda value: 0 <= value <= 1,
+    "a positive number": lambda value: value > 0,
+    "a number of at least 0": lambda value: value >= 0,
+}

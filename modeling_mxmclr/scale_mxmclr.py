@@ -35,12 +35,11 @@ class LogitScale(nn.Module):
 
 
 class LogitBias(nn.Module):
-    """The constant that a SigLIP model adds to its logits; softmax objectives don't move it."""
+    """The constant that a sigmoid objective adds to its logits, and learns; softmax objectives don't move it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(1))
-        self.weight: Tensor
+        self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self) -> Tensor:
         """The bias, `(1,)`."""

@@ -14,13 +14,23 @@ from tests.references.tiny import picture, tiny_model, tiny_processor
 # What a checkpoint carries: all that the model and the processor reach, flat.
 COPIED = {
     "configuration_mxmclr.py",
+    "contrast_mxmclr.py",
     "distributed_mxmclr.py",
     "folds_mxmclr.py",
+    "mfh_mxmclr.py",
     "modeling_mxmclr.py",
+    "multiview_objectives_mxmclr.py",
     "objectives_mxmclr.py",
+    "pmrl_mxmclr.py",
     "processing_mxmclr.py",
     "scale_mxmclr.py",
+    "siglip_mxmclr.py",
+    "softmax_objectives_mxmclr.py",
+    "tcl_mxmclr.py",
+    "terms_mxmclr.py",
     "towers_mxmclr.py",
+    "tuple_objectives_mxmclr.py",
+    "weighted_objectives_mxmclr.py",
 }
 # The editable install is taken off the path, so that nothing but the checkpoint can provide the classes.
 LOAD = """

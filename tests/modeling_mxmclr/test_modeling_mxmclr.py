@@ -19,7 +19,9 @@ from modeling_mxmclr.scale_mxmclr import LogitScale
 from tests.references.tiny import (
     CLIP_TEXT,
     CLIP_VISION,
+    RECTANGULAR,
     VISION_TOWERS,
+    equal_batch,
     picture,
     tiny_batch,
     tiny_model,
@@ -41,6 +43,11 @@ def test_soft_weight_of_a_step_overrides_the_setting():
     batch = tiny_batch()
     scheduled = tiny_model(objective_settings={"soft_weight": 0.9})(**batch, soft_weight=0.2)
     torch.testing.assert_close(scheduled.loss, tiny_model(objective_settings={"soft_weight": 0.2})(**batch).loss)
+    terms = {"terms": {"alignment": 0.1, "pooled": {"weight": 0.2, "pooling": "mean"}}}
+    scheduled = tiny_model(objective_settings=terms)(**batch, soft_weight=0.2)
+    settled = tiny_model(objective_settings=terms | {"soft_weight": 0.2})(**batch)
+    torch.testing.assert_close(scheduled.loss, settled.loss)
+    assert {"hard", "soft", "alignment", "pooled"} <= scheduled.loss_components.keys()
     with pytest.raises(ValueError, match="`soft_weight` is no setting of the objective 'clip'"):
         tiny_model(objective="clip")(**batch, soft_weight=0.2)
 
@@ -117,13 +124,14 @@ def test_a_rank_without_one_modality_still_reaches_its_tower(side):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_autocast_leaves_the_loss_in_float32(objective):
-    model, batch = tiny_model(objective=objective), tiny_batch()
+    make_batch = equal_batch if objective in RECTANGULAR else tiny_batch
+    model, batch = tiny_model(objective=objective), make_batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(**batch, output_logits=True)
     assert output.loss.dtype == output.logits_per_image.dtype == output.image_embeds.dtype == torch.float32
     observed = Observations(output.image_embeds, output.text_embeds, batch["image_group_ids"], batch["text_group_ids"])
     torch.testing.assert_close(output.loss, OBJECTIVES[objective](observed, output.logit_scale.exp()).loss)
-    whole = tiny_model(objective=objective).double()(**tiny_batch(torch.float64))
+    whole = tiny_model(objective=objective).double()(**make_batch(torch.float64))
     assert whole.loss.dtype == torch.float64
 
 

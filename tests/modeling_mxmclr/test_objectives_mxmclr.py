@@ -1,232 +1,275 @@
+"""What holds of every objective and term alike, and the way in: `compute_objective`, `get_objective`, settings."""
+
 import pytest
 import torch
 from torch import Tensor
 
-from modeling_mxmclr.folds_mxmclr import Observations, unit_norm
-from modeling_mxmclr.objectives_mxmclr import OBJECTIVES, clip, get_objective, mfh
-from tests.references.golden import CASES, golden_gradients, golden_observations, tangent
-from tests.references.mfh_loops import clip_loops, mfh_loops
+from modeling_mxmclr.folds_mxmclr import Observations
+from modeling_mxmclr.objectives_mxmclr import (
+    OBJECTIVES,
+    compute_objective,
+    get_objective,
+    input_names,
+    setting_names,
+)
+from modeling_mxmclr.terms_mxmclr import TERMS
+from tests.references import mfh_loops, objective_loops, tuple_loops
+from tests.references.observed import (
+    OBJECTIVE_VARIANTS,
+    RAGGED_IDS,
+    SCALE,
+    VARIANTS,
+    Variant,
+    assert_near,
+    assert_same,
+    draw,
+    gradients,
+)
+from tests.references.tiny import RECTANGULAR
 
-SCALE = torch.tensor([7.0], dtype=torch.float64)
-# Instance 2 has no text and instance 5 no image: both stand in the denominators only.
-IMAGE_IDS, TEXT_IDS = [0, 0, 0, 1, 2, 3, 3], [0, 0, 1, 3, 3, 5]
-SETTINGS = {
-    "defaults": {},
-    "hard only": {"soft_weight": 0.0},
-    "soft only": {"soft_weight": 1.0},
-    "images decide": {"soft_source": 1.0},
-    "texts decide": {"soft_source": 0.0, "soft_weight": 0.3},
-    "own temperature": {"soft_temperature": 0.2},
-    "transposed": {"soft_columns": "transposed", "soft_weight": 0.9},
-    "in": {"hard_form": "in"},
-    "ones": {"hard_form": "ones"},
-    "one direction": {"direction_weight": 1.0},
-    "other direction": {"direction_weight": 0.1},
-    "instances": {"normaliser": "instances"},
-    "pairs": {"normaliser": "pairs", "hard_form": "in"},
+LOOPS = {
+    name: getattr(module, f"{name}_loops")
+    for module in (mfh_loops, objective_loops, tuple_loops)
+    for name in OBJECTIVES
+    if hasattr(module, f"{name}_loops")
 }
-every_setting = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
-every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+# Losses whose draw is a function of the order of instances, which is that of their ids.
+DRAWN = ("symile", "term mixup", "term mixup of halves")
+
+every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 
 
-def draw(image_ids=IMAGE_IDS, text_ids=TEXT_IDS, dim=6, seed=0) -> Observations:
-    generator = torch.Generator().manual_seed(seed)
-    images = unit_norm(torch.randn(len(image_ids), dim, dtype=torch.float64, generator=generator))
-    texts = unit_norm(torch.randn(len(text_ids), dim, dtype=torch.float64, generator=generator))
-    return Observations(
-        images.requires_grad_(), texts.requires_grad_(), torch.tensor(image_ids), torch.tensor(text_ids)
+def test_every_objective_and_term_is_among_the_variants():
+    assert {variant.name for variant in OBJECTIVE_VARIANTS.values()} == set(OBJECTIVES) == set(LOOPS)
+    terms = {term for variant in VARIANTS.values() for term in variant.settings.get("terms", {})}
+    assert terms == set(TERMS)
+
+
+@pytest.mark.parametrize("label", OBJECTIVE_VARIANTS)
+def test_loss_is_its_definition_as_loops(label):
+    variant = OBJECTIVE_VARIANTS[label]
+    observed = variant.draw()
+    expected = LOOPS[variant.name](observed, SCALE.item(), **variant.settings, **variant.inputs(observed))
+    assert_near(variant.loss(observed), expected, 1e-12)
+
+
+@every_variant
+def test_gradient_is_that_of_finite_differences(variant):
+    observed = variant.draw()
+    inputs = variant.inputs(observed)
+    settings = dict(variant.settings)
+    if variant.name == "mfh":  # constant targets, whose gradient is none, would move in the differences
+        settings |= {"soft_detach": False, "soft_temperature": settings.get("soft_temperature", 0.3)}
+    if variant.name == "soft_clip":
+        settings |= {"soft_detach": False}
+    if variant.name == "cwcl":
+        inputs = inputs or OBJECTIVE_VARIANTS["cwcl of references"].inputs(observed)
+    objective = get_objective(variant.name, settings)
+    # The momentum model's targets are as sharp as the scale, and constants.
+    scale_is_constant = "image_momentum_embeds" in inputs
+
+    def loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+        return objective(Observations(images, texts, *observed[2:]), scale, **inputs).loss
+
+    assert torch.autograd.gradcheck(
+        loss, (*observed[:2], SCALE.clone().requires_grad_(not scale_is_constant)), fast_mode=True
     )
 
 
-def gradients(loss: Tensor, observed: Observations) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(loss, observed[:2])
-
-
-@every_setting
-def test_mfh_is_its_definition_as_loops(settings):
-    observed = draw()
-    expected = torch.tensor(mfh_loops(observed, SCALE.item(), **settings), dtype=torch.float64)
-    torch.testing.assert_close(mfh(observed, SCALE, **settings).loss, expected, rtol=1e-12, atol=1e-12)
-
-
-def test_clip_is_its_definition_as_loops():
-    observed = draw()
-    expected = torch.tensor(clip_loops(observed, SCALE.item()), dtype=torch.float64)
-    torch.testing.assert_close(clip(observed, SCALE).loss, expected, rtol=1e-12, atol=1e-12)
-
-
-@every_setting
-def test_gradients_of_mfh_are_those_of_finite_differences(settings):
-    image_ids, text_ids = torch.tensor(IMAGE_IDS), torch.tensor(TEXT_IDS)
-    constant = settings | {"soft_detach": False, "soft_temperature": settings.get("soft_temperature", 0.3)}
-
-    def loss(images, texts, scale):
-        return mfh(Observations(images, texts, image_ids, text_ids), scale, **constant).loss
-
-    observed = draw()
-    assert torch.autograd.gradcheck(loss, (*observed[:2], SCALE.clone().requires_grad_()))
-
-
-def test_detached_targets_are_constants():
-    observed = draw()
-    images = observed.image_embeds.detach().requires_grad_()
-    moving, fixed = (
-        torch.autograd.grad(mfh(observed._replace(image_embeds=images), SCALE, soft_detach=detach).loss, images)[0]
-        for detach in (False, True)
-    )
-    with pytest.raises(AssertionError):
-        torch.testing.assert_close(moving, fixed)
-
-
-def golden_case(name: str) -> tuple[Tensor, Observations]:
-    """Ours for a case of the peers', fed with the rows that it was fed with."""
-    observed, hyper = golden_observations(name), CASES[name]["hyper"]
-    temperature = hyper.get("temperature", hyper.get("temp"))
-    scale = torch.tensor([hyper.get("logit_scale") or 1 / temperature], dtype=torch.float64)
-    first_images, first_texts = (ids.diff(prepend=ids[:1] - 1) != 0 for ids in observed[2:])
-    if "ccrk.t1" in name or "soft_clip" in name:
-        fed = observed._replace(
-            text_embeds=observed.text_embeds[first_texts], text_group_ids=observed.text_group_ids[first_texts]
-        )
-    else:
-        fed = observed
-    if "ccrk.v1" in name or "soft_clip" in name:
-        fed = fed._replace(
-            image_embeds=fed.image_embeds[first_images], image_group_ids=fed.image_group_ids[first_images]
-        )
-    if "clip.paired" in name and "soft" not in name:
-        return clip(fed, scale).loss, observed
-    if "soft_clip" in name:
-        soft = {"soft_weight": 1.0, "soft_columns": "transposed", "soft_temperature": 1 / temperature}
-        return mfh(fed, scale, **soft, soft_source=0.5, soft_detach=False).loss, observed
-    if "ccrk" in name:
-        loss = mfh(fed, scale, soft_weight=0.0, hard_form="ones").loss
-        views, captions = CASES[name]["shapes"]["V"][1], CASES[name]["shapes"]["T"][1]
-        fold_size = views if "t1_P" in name else captions
-        return (loss if "nodiv" in name else loss / fold_size), observed
-    return mfh(fed, scale, soft_weight=0.0).loss, observed
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_value_and_gradient_are_those_of_the_peers_code(name):
-    loss, observed = golden_case(name)
-    torch.testing.assert_close(loss.item(), CASES[name]["value"], rtol=1e-10, atol=1e-10)
-    for ours, theirs, rows in zip(gradients(loss, observed), golden_gradients(name), observed[:2], strict=True):
-        if "stablerep" in name or "soft_clip" in name:
-            # They normalise inside, or we do where they don't: only the move along the sphere is common.
-            ours, theirs = tangent(ours, rows), tangent(theirs, rows)
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
-
-
-def test_hard_mfh_of_single_observations_is_clip():
-    observed = draw(range(5), range(5))
-    ours, clips = mfh(observed, SCALE, soft_weight=0.0).loss, clip(observed, SCALE).loss
-    torch.testing.assert_close(ours, clips, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradients(ours, observed), gradients(clips, observed), rtol=1e-12, atol=1e-12)
-
-
-def test_soft_becomes_hard_as_its_temperature_falls():
-    observed = draw()
-    soft = mfh(observed, SCALE, soft_weight=1.0, soft_temperature=1e-6).loss
-    hard = mfh(observed, SCALE, soft_weight=0.0).loss
-    torch.testing.assert_close(soft, hard, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradients(soft, observed), gradients(hard, observed), rtol=1e-12, atol=1e-12)
-
-
-def test_inner_mean_never_exceeds_outer_mean():
-    observed = draw()
-    inner, outer = (mfh(observed, SCALE, soft_weight=0.0, hard_form=form).loss for form in ("in", "out"))
-    assert inner < outer
-
-
-def test_repeating_every_text_adds_the_log_of_the_repeats_to_image_to_text_alone():
-    observed = draw()
-    repeated = observed._replace(
-        text_embeds=observed.text_embeds.repeat(3, 1), text_group_ids=observed.text_group_ids.repeat(3)
-    )
-    for share, added in ((1.0, torch.tensor(3.0).double().log()), (0.0, torch.tensor(0.0).double())):
-        once, thrice = (mfh(o, SCALE, soft_weight=0.0, direction_weight=share).loss for o in (observed, repeated))
-        torch.testing.assert_close(thrice - once, added, rtol=1e-12, atol=1e-12)
-
-
-@every_setting
-def test_order_of_observations_does_not_matter_to_mfh(settings):
-    observed = draw()
-    image_order, text_order = torch.tensor([3, 0, 6, 4, 1, 2, 5]), torch.tensor([5, 3, 0, 4, 1, 2])
+def reordered(variant: Variant, observed: Observations, orders: list[Tensor]) -> tuple[Observations, dict]:
+    """The observations in other orders, and what the variant takes beside them likewise."""
+    image_order, text_order = orders
     shuffled = Observations(
         observed.image_embeds[image_order],
         observed.text_embeds[text_order],
         observed.image_group_ids[image_order],
         observed.text_group_ids[text_order],
     )
-    ours, theirs = mfh(shuffled, SCALE, **settings).loss, mfh(observed, SCALE, **settings).loss
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradients(ours, observed), gradients(theirs, observed), rtol=1e-11, atol=1e-12)
+    inputs = variant.inputs(observed)
+    for name, order in (("image_", image_order), ("text_", text_order)):
+        moved = {key: rows[order] for key, rows in inputs.items() if key.startswith(name) and "queue" not in key}
+        inputs |= moved
+    return shuffled, inputs
 
 
-@every_objective
-def test_group_ids_mean_nothing_but_equality(objective):
-    observed = draw()
+def other_order(ids: Tensor, within_folds: bool, seed: int) -> Tensor:
+    """A random order; without `within_folds` the observations of an instance follow each other as before."""
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+    for instance in () if within_folds else ids.unique():
+        places = ids[order] == instance
+        order[places] = order[places].sort().values
+    return order
+
+
+@every_variant
+def test_order_does_not_matter(variant):
+    """That of observations; where their place in a fold means something, that of instances."""
+    observed = variant.draw()
+    orders = [
+        other_order(ids, not variant.observation_order_matters, seed) for seed, ids in enumerate(observed[2:], start=1)
+    ]
+    shuffled, inputs = reordered(variant, observed, orders)
+    ours, theirs = variant.loss(shuffled, **inputs), variant.loss(observed)
+    assert_same(ours, theirs, observed, 1e-11)
+
+
+ORDERED = [label for label, variant in VARIANTS.items() if variant.observation_order_matters]
+
+
+@pytest.mark.parametrize("label", ORDERED)
+def test_the_order_within_folds_matters_where_it_is_said_to(label):
+    observed = VARIANTS[label].draw()
+    images, texts = (torch.cat([rows[[1, 0]], rows[2:]]) for rows in observed[:2])
+    turned = observed._replace(image_embeds=images, text_embeds=texts)
+    assert (VARIANTS[label].loss(turned) - VARIANTS[label].loss(observed)).abs() > 1e-6
+
+
+@pytest.mark.parametrize("label", VARIANTS)
+def test_group_ids_mean_nothing_but_equality(label):
+    variant = VARIANTS[label]
+    observed = variant.draw()
+    inputs = variant.inputs(observed)
+    rename = (lambda ids: 2**40 * (ids + 1)) if label in DRAWN else (lambda ids: -(2**40) * (ids + 1))
     renamed = observed._replace(
-        image_group_ids=-(2**40) * observed.image_group_ids, text_group_ids=-(2**40) * observed.text_group_ids
+        image_group_ids=rename(observed.image_group_ids), text_group_ids=rename(observed.text_group_ids)
     )
-    torch.testing.assert_close(objective(renamed, SCALE).loss, objective(observed, SCALE).loss)
+    if "queue_group_ids" in inputs:
+        inputs["queue_group_ids"] = rename(inputs["queue_group_ids"])
+    assert_near(variant.loss(renamed, **inputs), variant.loss(observed), 1e-12)
+
+
+@every_variant
+@pytest.mark.filterwarnings("ignore:No instance of this batch:UserWarning")
+def test_loss_without_any_pair_is_zero_and_still_attached(variant):
+    for image_ids, text_ids in (([0, 0, 1], [2, 3]), ([], [0, 0]), ([1], []), ([], [])):
+        observed, scale = draw(image_ids, text_ids), SCALE.clone().requires_grad_()
+        loss = variant.loss(observed, scale)
+        assert loss.item() == 0
+        assert loss.requires_grad
+        assert not any(gradient.any() for gradient in gradients(loss, *observed[:2], scale))
 
 
 @every_objective
-def test_loss_without_any_pair_is_zero_with_a_warning_and_still_attached(objective):
-    observed = draw([0, 0, 1], [2, 3])
-    scale = SCALE.clone().requires_grad_()
+def test_a_batch_without_any_pair_warns(name):
     with pytest.warns(UserWarning, match="both an image and a text"):
-        loss = objective(observed, scale).loss
-    assert loss.item() == 0
-    for gradient in torch.autograd.grad(loss, (*observed[:2], scale)):
-        assert not gradient.any()
+        get_objective(name)(draw([0, 0, 1], [2, 3]), SCALE)
+
+
+@pytest.mark.parametrize("name", sorted(RECTANGULAR))
+def test_rectangular_objectives_refuse_ragged_folds(name):
+    with pytest.raises(ValueError, match=rf"`{name}` needs as many \w+s of every instance, got folds of 0 to 3"):
+        get_objective(name)(draw(*RAGGED_IDS), SCALE)
+    with pytest.raises(ValueError, match="got folds of 1 to 2; draw equal folds, or choose an objective that takes"):
+        get_objective(name)(draw([0, 0, 1, 1], [0, 1, 1]), SCALE)
+
+
+@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - RECTANGULAR))
+def test_the_others_take_ragged_folds(name):
+    assert get_objective(name)(draw(*RAGGED_IDS), SCALE).loss.isfinite()
+
+
+def test_objectives_over_tuples_need_three_observations():
+    for name in ("gram", "symile"):
+        with pytest.raises(ValueError, match=f"`{name}` needs three observations of every instance, got 2"):
+            get_objective(name)(draw([0, 1], [0, 1]), SCALE)
+    for name in ("mv_infonce", "mv_dhel", "pvc", "ntxent"):
+        with pytest.raises(ValueError, match=f"`{name}` needs at least two views an instance, got one"):
+            get_objective(name, {"sides": "texts"})(draw([0, 1], [0, 1]), SCALE)
+
+
+def test_compute_objective_takes_a_scale_as_tensor_number_or_not_at_all():
+    observed = draw()
+    expected = OBJECTIVES["mfh"](observed, torch.tensor(1 / 0.07, dtype=torch.float64)).loss
+    for scale in (None, 1 / 0.07, torch.tensor([1 / 0.07], dtype=torch.float64)):
+        loss = compute_objective("mfh", *observed, scale=scale).loss
+        assert loss.dtype == torch.float64
+        assert_near(loss, expected, 1e-15)
+    assert_near(compute_objective("clip", *observed, scale=7).loss, OBJECTIVES["clip"](observed, SCALE).loss, 1e-15)
+
+
+def test_compute_objective_takes_settings_terms_and_inputs_alike():
+    observed = draw()
+    reference = draw(dim=6, seed=5).image_embeds.detach()
+    output = compute_objective(
+        "cwcl",
+        *observed,
+        scale=SCALE,
+        text_weights="raw",
+        image_reference_embeds=reference,
+        terms={"near_frozen": 0.5, "uniformity": {"weight": 2.0, "t": 3.0}},
+    )
+    own = OBJECTIVES["cwcl"](observed, SCALE, text_weights="raw", image_reference_embeds=reference)
+    near = TERMS["near_frozen"](observed, SCALE, image_reference_embeds=reference)
+    uniform = TERMS["uniformity"](observed, SCALE, t=3.0)
+    assert_near(output.loss, own.loss + 0.5 * near + 2 * uniform, 1e-15)
+    assert_near(output.components["near_frozen"], near, 1e-15)
+    assert_near(output.components["uniformity"], uniform, 1e-15)
+    assert output.components.keys() == own.components.keys() | {"near_frozen", "uniformity"}
 
 
 @every_objective
-@pytest.mark.parametrize(("images", "texts"), [(0, 0), (0, 2), (2, 0), (2, 2)])
-def test_empty_sides_are_no_error(objective, images, texts):
-    observed = draw(range(images), range(texts))
-    if images and texts:
-        assert objective(observed, SCALE).loss.isfinite()
-    else:
-        with pytest.warns(UserWarning, match="both an image and a text"):
-            assert objective(observed, SCALE).loss.item() == 0
+def test_terms_add_up_and_are_among_the_components(name):
+    observed = draw([0, 0, 1, 1, 2, 2], [0, 1, 2])
+    weights = {term: 0.1 * place for place, term in enumerate(TERMS, start=1) if term != "near_frozen"}
+    plain, output = get_objective(name)(observed, SCALE), get_objective(name, {"terms": weights})(observed, SCALE)
+    parts = {term: TERMS[term](observed, SCALE) for term in weights}
+    assert_near(output.loss, plain.loss + sum(weights[term] * part for term, part in parts.items()), 1e-12)
+    for term, part in parts.items():
+        assert_near(output.components[term], part, 1e-12)
+    assert output.components.keys() == plain.components.keys() | weights.keys()
 
 
-@every_objective
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_half_types_are_computed_in_float32_and_float64_stays(objective, dtype):
+def test_terms_count_with_a_single_instance_whose_loss_is_zero():
+    observed = draw([0, 0], [0])
+    alone = get_objective("mv_infonce")(observed, SCALE).loss
+    output = get_objective("mv_infonce", {"terms": {"alignment": 1.0}})(observed, SCALE)
+    assert_near(alone, 0.0, 1e-12)
+    assert_near(output.loss, TERMS["alignment"](observed, SCALE), 1e-12)
+
+
+def test_a_soft_weight_of_the_step_reaches_mfh_beside_terms():
     observed = draw()
-    cast = observed._replace(image_embeds=observed.image_embeds.to(dtype), text_embeds=observed.text_embeds.to(dtype))
-    loss = objective(cast, torch.tensor([100.0])).loss
-    assert loss.dtype == torch.promote_types(dtype, torch.float32)
-    assert loss.isfinite()
+    stepped = get_objective("mfh", {"terms": {"alignment": 1.0}})(observed, SCALE, soft_weight=0.2)
+    settled = get_objective("mfh", {"soft_weight": 0.2, "terms": {"alignment": 1.0}})(observed, SCALE)
+    assert_near(stepped.loss, settled.loss, 0.0)
 
 
-@pytest.mark.parametrize("scale", [100.0, 1e4])
-@every_setting
-def test_sharp_scales_stay_finite(settings, scale):
-    observed = draw()
-    loss = mfh(observed, torch.tensor([scale], dtype=torch.float64), **settings).loss
-    assert loss.isfinite()
-    assert all(gradient.isfinite().all() for gradient in gradients(loss, observed))
+@every_variant
+def test_components_are_detached_numbers(variant):
+    for name, value in variant.output(variant.draw()).components.items():
+        assert value.shape == (), name
+        assert not value.requires_grad, name
+
+
+def test_inputs_are_told_apart_from_settings():
+    assert input_names("siglip") == {"bias"}
+    assert setting_names("siglip") == ["normaliser"]
+    assert input_names("clip", {"terms": {"near_frozen": 1.0}}) == {"image_reference_embeds", "text_reference_embeds"}
+    assert {name for name in OBJECTIVES if input_names(name)} == {"cwcl", "siglip", "tcl"}
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("mse", {}, r"`objective` must be one of \['clip', 'mfh'\], got 'mse'"),
+        ("mse", {}, r"`objective` must be one of \['clip', 'cwcl', .*\], got 'mse'"),
         ("clip", {"soft_weight": 0.5}, "`objective_settings` of 'clip' must be among"),
         ("mfh", {"lambda": 0.5}, "'lambda'"),
         ("mfh", {"soft_weight": 1.5}, r"`soft_weight` must be a number in \[0, 1\], got 1.5"),
+        ("mfh", {"soft_weight": True}, "`soft_weight` must be a number"),
         ("mfh", {"soft_source": "image"}, "`soft_source` must be a number"),
-        ("mfh", {"soft_temperature": 0}, "`soft_temperature` must be a positive number"),
+        ("mfh", {"soft_temperature": 0}, "`soft_temperature` must be a positive number or None"),
         ("mfh", {"hard_form": "outer"}, "`hard_form` must be one of"),
         ("mfh", {"soft_columns": "rows"}, "`soft_columns` must be one of"),
         ("mfh", {"normaliser": "images"}, "`normaliser` must be one of"),
-        ("mfh", {"soft_detach": "no"}, "`soft_detach` must be one of"),
+        ("mfh", {"soft_detach": "no"}, "`soft_detach` must be True or False"),
+        ("siglip", {"bias": -10.0}, "`objective_settings` of 'siglip' must be among"),
+        ("hn_nce", {"alpha": -1.0}, "`alpha` must be a number of at least 0, got -1.0"),
+        ("clip", {"terms": {"vicregs": 1.0}}, r"`terms` must be one of \['alignment', .*\], got 'vicregs'"),
+        ("clip", {"terms": {"vicreg": -1.0}}, "`weight` must be a number of at least 0, got -1.0"),
+        ("clip", {"terms": {"vicreg": {"t": 2.0}}}, r"`terms\['vicreg'\]` must be among .*, got 't'"),
+        ("clip", {"terms": {"uniformity": {"t": 0}}}, "`t` must be a positive number, got 0"),
+        ("clip", {"terms": ["vicreg"]}, r"`terms` must map names of terms to weights or settings, got \['vicreg'\]"),
     ],
 )
 def test_bad_settings_name_the_culprit(name, settings, message):

@@ -3,70 +3,25 @@
 import math
 
 from modeling_mxmclr.folds_mxmclr import Observations
-
-
-def dot(a, b):
-    return sum(x * y for x, y in zip(a, b, strict=True))
+from tests.references.objective_loops import (
+    as_lists,
+    average,
+    dot,
+    hard_of,
+    in_both,
+    lse,
+    mean_of_way,
+    paired_loops,
+    rows_of,
+    soft_of,
+    ways_of,
+)
 
 
 def unit_mean(rows):
-    mean = [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    mean = [average(column) for column in zip(*rows, strict=True)]
     norm = math.sqrt(dot(mean, mean))
     return [x / norm for x in mean]
-
-
-def as_lists(observed: Observations):
-    return tuple(tensor.tolist() for tensor in observed)
-
-
-def log_likelihood(query, keys, place, scale):
-    return scale * dot(query, keys[place]) - math.log(sum(math.exp(scale * dot(query, key)) for key in keys))
-
-
-def hard_of_query(query, query_id, keys, key_ids, scale, form):
-    terms = [log_likelihood(query, keys, j, scale) for j in range(len(keys)) if key_ids[j] == query_id]
-    if form == "out":
-        return -sum(terms) / len(terms)
-    if form == "in":
-        return -math.log(sum(math.exp(term) for term in terms) / len(terms))
-    return -sum(terms)
-
-
-def soft_of_query(query, query_id, keys, key_ids, scale, target):
-    """`target(query_instance, key_instance)` is the mass of a key's whole fold."""
-    return -sum(
-        target(query_id, key_ids[j]) / key_ids.count(key_ids[j]) * log_likelihood(query, keys, j, scale)
-        for j in range(len(keys))
-    )
-
-
-def related_instances(images, texts, image_ids, text_ids, image_share, soft_scale):
-    both = sorted(set(image_ids) & set(text_ids))
-    centre = {
-        side: {i: unit_mean([row for row, owner in zip(rows, ids, strict=True) if owner == i]) for i in both}
-        for side, rows, ids in (("image", images, image_ids), ("text", texts, text_ids))
-    }
-    related = {}
-    for i in both:
-        alike = {
-            j: image_share * dot(centre["image"][i], centre["image"][j])
-            + (1 - image_share) * dot(centre["text"][i], centre["text"][j])
-            for j in both
-        }
-        total = sum(math.exp(soft_scale * value) for value in alike.values())
-        for j in both:
-            related[i, j] = math.exp(soft_scale * alike[j]) / total
-    return related
-
-
-def weighted(losses, ids, other_ids, normaliser):
-    weight = {
-        "observations": lambda i: 1,
-        "instances": lambda i: 1 / ids.count(i),
-        "pairs": other_ids.count,
-    }[normaliser]
-    kept = [(loss, weight(i)) for loss, i in losses]
-    return sum(loss * w for loss, w in kept) / sum(w for _, w in kept)
 
 
 def mfh_loops(
@@ -76,44 +31,55 @@ def mfh_loops(
     soft_source=0.5,
     soft_temperature=None,
     soft_columns="own",
+    soft_level="instance",
     soft_detach=True,  # has no effect on the value
     hard_form="out",
+    denominator="all",
+    score="observations",
     direction_weight=0.5,
     normaliser="observations",
 ) -> float:
     images, texts, image_ids, text_ids = as_lists(observed)
+    both = in_both(observed)
+    image_centres, text_centres = (
+        {i: unit_mean(rows_of(rows, ids, i)) for i in both} for rows, ids in ((images, image_ids), (texts, text_ids))
+    )
     soft_scale = scale if soft_temperature is None else 1 / soft_temperature
-    related = related_instances(images, texts, image_ids, text_ids, soft_source, soft_scale)
 
-    def own(query_id, key_id):
-        return related.get((query_id, key_id), 0)
+    def related(image, text):
+        """The mass on each instance, for what stands for a query in each modality."""
+        alike = [
+            soft_scale * (soft_source * dot(image, image_centres[j]) + (1 - soft_source) * dot(text, text_centres[j]))
+            for j in both
+        ]
+        return {j: math.exp(value - lse(alike)) for j, value in zip(both, alike, strict=True)}
 
-    def transposed(query_id, key_id):
-        return related.get((key_id, query_id), 0)
+    between = {i: related(image_centres[i], text_centres[i]) for i in both}
 
-    sides = [
-        (images, image_ids, texts, text_ids, transposed if soft_columns == "transposed" else own),
-        (texts, text_ids, images, image_ids, own),
-    ]
+    def masses(place):
+        """For each query of a direction, its mass on each instance."""
+        rows, ids = ((images, image_ids), (texts, text_ids))[place]
+        if soft_level == "observation":
+            kept = [(row, i) for row, i in zip(rows, ids, strict=True) if i in both]
+            return [related(row, text_centres[i]) if place == 0 else related(image_centres[i], row) for row, i in kept]
+        queries = [query[0] for query in ways_of(observed, scale, score)[place]]
+        if soft_columns == "transposed" and place == 0:
+            return [{j: between[j][i] for j in both} for i in queries]
+        return [between[i] for i in queries]
+
     directions = []
-    for queries, query_ids, keys, key_ids, target in sides:
-        kept = [(query, i) for query, i in zip(queries, query_ids, strict=True) if i in key_ids]
-        hard = [(hard_of_query(query, i, keys, key_ids, scale, hard_form), i) for query, i in kept]
-        soft = [(soft_of_query(query, i, keys, key_ids, scale, target), i) for query, i in kept]
+    for place, way in enumerate(ways_of(observed, scale, score)):
+        hard = [hard_of(query, hard_form, denominator) for query in way]
+        soft = [soft_of(query, mass) for query, mass in zip(way, masses(place), strict=True)]
         directions.append(
-            (1 - soft_weight) * weighted(hard, query_ids, key_ids, normaliser)
-            + soft_weight * weighted(soft, query_ids, key_ids, normaliser)
+            (1 - soft_weight) * mean_of_way(way, hard, normaliser) + soft_weight * mean_of_way(way, soft, normaliser)
         )
     return direction_weight * directions[0] + (1 - direction_weight) * directions[1]
 
 
 def clip_loops(observed: Observations, scale: float) -> float:
     images, texts, image_ids, text_ids = as_lists(observed)
-    both = sorted(set(image_ids) & set(text_ids))
-    first_images = [images[image_ids.index(i)] for i in both]
-    first_texts = [texts[text_ids.index(i)] for i in both]
-    total = 0.0
-    for n in range(len(both)):
-        total -= log_likelihood(first_images[n], first_texts, n, scale)
-        total -= log_likelihood(first_texts[n], first_images, n, scale)
-    return total / (2 * len(both))
+    both = in_both(observed)
+    first_images = [rows_of(images, image_ids, i)[0] for i in both]
+    first_texts = [rows_of(texts, text_ids, i)[0] for i in both]
+    return paired_loops(first_images, first_texts, scale)

@@ -8,7 +8,9 @@ from accelerate import PartialState
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_mxmclr import MXMCLRModel
-from modeling_mxmclr.distributed_mxmclr import gather_ragged
+from modeling_mxmclr.distributed_mxmclr import gather_inputs, gather_observations, gather_ragged
+from modeling_mxmclr.folds_mxmclr import Observations
+from tests.references.observed import SCALE, VARIANTS, Variant
 from tests.references.tiny import tiny_batch, tiny_model
 from training.sharded_search import gather_ranks
 
@@ -53,6 +55,55 @@ def ddp_step(rank: int, dtype: torch.dtype, fields: dict, shares: dict, steps: i
         wrapped.zero_grad()
         answer = loss_and_gradients(wrapped, split_batch(tiny_batch(dtype), shares, rank))
     return answer
+
+
+def hashed_draw(variant: Variant) -> Observations:
+    """A variant's observations with ids that mean the same on every rank."""
+    observed = variant.draw()
+    return observed._replace(
+        image_group_ids=observed.image_group_ids + 2**40, text_group_ids=observed.text_group_ids + 2**40
+    )
+
+
+def objective_gradients(variant: Variant, observed: Observations, inputs: dict, gather: bool):
+    """The loss, and its gradients in the given rows, the scale and a learned bias, as plain arrays."""
+    learned = {"scale": SCALE.clone().requires_grad_()}
+    beside = {name: rows for name, rows in inputs.items() if name != "bias"}
+    if "bias" in inputs:
+        learned["bias"] = torch.as_tensor(inputs["bias"], dtype=torch.float64).clone().requires_grad_()
+    gathered = gather_observations(observed) if gather else observed
+    beside = gather_inputs(beside) if gather else beside
+    extra = {name: value for name, value in learned.items() if name == "bias"}
+    loss = variant.loss(gathered, learned["scale"], **beside, **extra)
+    leaves = {"images": observed.image_embeds, "texts": observed.text_embeds} | learned
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    return loss.item(), as_plain(dict(zip(leaves, gradients, strict=True)))
+
+
+def whole_objective(label: str):
+    """The loss and gradients of one process that holds all rows."""
+    observed = hashed_draw(VARIANTS[label])
+    return objective_gradients(VARIANTS[label], observed, VARIANTS[label].inputs(observed), gather=False)
+
+
+def shared_objectives(rank: int, labels: list[str], shares: dict[str, list[list[int]]]):
+    """Of each variant, the loss and gradients on a rank that holds its share of the rows."""
+    answers = {}
+    for label in labels:
+        whole = hashed_draw(VARIANTS[label])
+        rows = {side: torch.tensor(shares[side][rank], dtype=torch.int64) for side in ("images", "texts")}
+        inputs = {
+            name: value if "queue" in name or name == "bias" else value[rows[f"{name.partition('_')[0]}s"]]
+            for name, value in VARIANTS[label].inputs(whole).items()
+        }
+        observed = Observations(
+            whole.image_embeds.detach()[rows["images"]].requires_grad_(),
+            whole.text_embeds.detach()[rows["texts"]].requires_grad_(),
+            whole.image_group_ids[rows["images"]],
+            whole.text_group_ids[rows["texts"]],
+        )
+        answers[label] = objective_gradients(VARIANTS[label], observed, inputs, gather=True)
+    return answers
 
 
 def lone_evaluation(rank: int):

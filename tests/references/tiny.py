@@ -9,6 +9,8 @@ from transformers import AutoConfig, CLIPImageProcessorPil, PreTrainedTokenizerF
 from modeling_mxmclr import MXMCLRConfig, MXMCLRModel, MXMCLRProcessor
 
 WORDS = ["red", "blue", "green", "chair", "table", "round", "tall", "a", "with", "legs"]
+# The objectives that need as many views, and as many captions, of every instance.
+RECTANGULAR = {"gram", "mv_dhel", "mv_infonce", "ntxent", "pvc", "symile"}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37}
 CLIP_TEXT = {**SMALL, "vocab_size": 40, "max_position_embeddings": 20, "bos_token_id": 1, "eos_token_id": 2}
 CLIP_TEXT |= {"pad_token_id": 0}
@@ -106,3 +108,10 @@ def tiny_batch(dtype: torch.dtype = torch.float32, seed: int = 0) -> dict[str, t
         "attention_mask": mask,
         "text_group_ids": torch.tensor([0, 0, 1, 3, 3, 5]) + 2**40,
     }
+
+
+def equal_batch(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """The rows of `tiny_batch` that make two images and two texts of each of two instances."""
+    rows = {"images": torch.tensor([0, 1, 5, 6]), "texts": torch.tensor([0, 1, 3, 4])}
+    of_images = ("pixel_values", "image_group_ids")
+    return {name: each[rows["images" if name in of_images else "texts"]] for name, each in tiny_batch(dtype).items()}

@@ -1,0 +1,273 @@
+"""The softmax core of the contrastive objectives: queries against keys, with their targets, denominators and means."""
+
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .folds_mxmclr import Instances, Observations, find_instances
+
+# What a setting may be: `get_objective` reads it off an objective's signature.
+Share = Annotated[float, "a number in [0, 1]"]
+Positive = Annotated[float, "a positive number"]
+Weight = Annotated[float, "a number of at least 0"]
+HardForm = Literal["out", "in", "ones", "inverse"]
+Denominator = Literal["all", "one_positive", "negatives"]
+Score = Literal["observations", "max_sim", "attentive"]
+Normaliser = Literal["observations", "instances", "pairs"]
+
+
+class ObjectiveOutput(NamedTuple):
+    """A loss to minimise and the named parts that it is made of."""
+
+    loss: Tensor  # (), attached to the graph
+    components: dict[str, Tensor]  # each (), detached
+
+
+class Direction(NamedTuple):
+    """Some queries, the keys they are scored against, and the instance that each of them shows."""
+
+    logits: Tensor  # (num_queries, num_keys), -inf where a key takes no part: the query itself
+    positives: Tensor  # (num_queries, num_keys), bool
+    query_instance: Tensor  # (num_queries,), int64
+    key_instance: Tensor  # (num_keys,), int64
+
+    @property
+    def num_positives(self) -> Tensor:
+        """How many positives each query has, `(num_queries,)` int64."""
+        return self.positives.sum(dim=1)
+
+    def only(self, kept: Tensor) -> "Direction":
+        """The queries where the bool mask `kept`, `(num_queries,)`, is true; every key stays."""
+        return self._replace(
+            logits=self.logits[kept], positives=self.positives[kept], query_instance=self.query_instance[kept]
+        )
+
+
+def at_least_float32(observed: Observations) -> Observations:
+    """The same observations with half-precision embeddings in float32; float64 stays float64."""
+    dtype = torch.promote_types(observed.image_embeds.dtype, torch.float32)
+    return observed._replace(image_embeds=observed.image_embeds.to(dtype), text_embeds=observed.text_embeds.to(dtype))
+
+
+def prepare(observed: Observations, scale: Tensor) -> tuple[Observations, Tensor, Instances]:
+    """Observations and scale in the type that is computed in, and the instances."""
+    observed = at_least_float32(observed)
+    instances = find_instances(observed.image_group_ids, observed.text_group_ids)
+    return observed, scale.to(observed.image_embeds.dtype), instances
+
+
+def shared_seed(observed: Observations) -> int:
+    """A seed from the embeddings of the batch, in whichever order, so that all ranks draw alike.
+
+    Rounded, since ranks that share a batch and one process that holds it agree but for the last bits.
+    """
+    values = observed.image_embeds.detach().double().sum() + observed.text_embeds.detach().double().sum()
+    return hash(round(values.item(), 1)) % 2**63
+
+
+def no_pair(observed: Observations, scale: Tensor) -> ObjectiveOutput:
+    """A zero loss that still reaches every input, for a batch in which no instance has both modalities."""
+    warnings.warn(
+        "No instance of this batch has both an image and a text, so its loss is 0; draw more instances a step, or "
+        "drop one-sided instances in the builder.",
+        stacklevel=3,
+    )
+    loss = 0 * (observed.image_embeds.sum() + observed.text_embeds.sum() + scale.sum())
+    return ObjectiveOutput(loss, {})
+
+
+def both_directions(
+    observed: Observations, instances: Instances, scale: Tensor, score: Score = "observations"
+) -> tuple[Direction, Direction]:
+    """Image-to-text and text-to-image, of the queries that have a positive, from one matrix of logits.
+
+    Args:
+        observed: Observations of the whole batch.
+        instances: Their instances.
+        scale: Exponentiated logit scale.
+        score: `observations` scores each view with each caption; a key of `SET_SCORES` scores each instance's views
+            as one with each caption, so that instances stand in the place of images.
+    """
+    logits, image_instance = scale * observed.image_embeds @ observed.text_embeds.T, instances.image_index
+    if score != "observations":
+        logits = SET_SCORES[score](logits, image_instance, len(instances.in_both))
+        image_instance = (instances.image_fold_sizes > 0).nonzero().squeeze(1)
+        logits = logits[image_instance]
+    positives = image_instance[:, None] == instances.text_index
+    image_to_text = Direction(logits, positives, image_instance, instances.text_index)
+    text_to_image = Direction(logits.T, positives.T, instances.text_index, image_instance)
+    return image_to_text.only(positives.any(dim=1)), text_to_image.only(positives.any(dim=0))
+
+
+def within(rows: Tensor, instance: Tensor, scale: Tensor) -> Direction:
+    """All rows against all others, `(num_rows, dim)` of unit norm with the instance of each."""
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    logits = (scale * rows @ rows.T).masked_fill(itself, -torch.inf)
+    return Direction(logits, (instance[:, None] == instance) & ~itself, instance, instance)
+
+
+def best_view(logits: Tensor, image_instance: Tensor, num_instances: int) -> Tensor:
+    """Logit of each instance's best view with each text, `(num_instances, num_texts)`; -inf without views.
+
+    The late interaction of CLaMR (https://huggingface.co/papers/2506.06144), views in the place of tokens.
+    """
+    lowest = logits.new_full((num_instances, logits.shape[1]), -torch.inf)
+    return lowest.scatter_reduce(0, image_instance[:, None].expand_as(logits), logits, "amax")
+
+
+def attended_views(logits: Tensor, image_instance: Tensor, num_instances: int) -> Tensor:
+    """Mean logit of each instance's views with each text, weighted by the softmax over the views' logits.
+
+    After the attention-weighted scores of CoLLAP (https://huggingface.co/papers/2410.02271); 0 without views.
+    """
+    columns = image_instance[:, None].expand_as(logits)
+    highest = best_view(logits.detach(), image_instance, num_instances)
+    weights = (logits - highest[image_instance]).exp()
+    zeros = logits.new_zeros(num_instances, logits.shape[1])
+    totals = zeros.scatter_add(0, columns, weights)
+    return zeros.scatter_add(0, columns, weights / totals[image_instance] * logits)
+
+
+SET_SCORES = {"max_sim": best_view, "attentive": attended_views}
+
+
+def hard_losses(direction: Direction, form: HardForm = "out", denominator: Denominator = "all") -> Tensor:
+    """The loss of each query against its positives, `(num_queries,)`; each query must have one.
+
+    Args:
+        direction: The queries.
+        form: A key of `HARD_FORMS`: how a query's positives make one loss.
+        denominator: A key of `DENOMINATORS`: what a positive competes with.
+    """
+    query, log_likelihood = log_likelihoods(direction, denominator)
+    return HARD_FORMS[form](log_likelihood, query, direction.num_positives)
+
+
+def log_likelihoods(direction: Direction, denominator: Denominator = "all") -> tuple[Tensor, Tensor]:
+    """The query of each pair of a query and a positive, in order, and the pair's log-likelihood, `(num_pairs,)` each."""
+    query, key = direction.positives.nonzero(as_tuple=True)
+    scores = direction.logits[query, key]
+    return query, scores - DENOMINATORS[denominator](direction, scores, query)
+
+
+def hard_out(log_likelihood: Tensor, query: Tensor, num_positives: Tensor) -> Tensor:
+    """Minus the mean log-likelihood of a query's positives, `(num_queries,)`; SupCon's L_out, Eq. 2."""
+    return hard_ones(log_likelihood, query, num_positives) / num_positives
+
+
+def hard_in(log_likelihood: Tensor, query: Tensor, num_positives: Tensor) -> Tensor:
+    """Minus the log of the mean likelihood of a query's positives, `(num_queries,)`; SupCon's L_in, Eq. 3."""
+    return num_positives.to(log_likelihood).log() - logsumexp_by(log_likelihood, query, len(num_positives))
+
+
+def hard_inverse(log_likelihood: Tensor, query: Tensor, num_positives: Tensor) -> Tensor:
+    """The log of the mean inverse likelihood of a query's positives, `(num_queries,)`: `pvc`'s arithmetic mean."""
+    return logsumexp_by(-log_likelihood, query, len(num_positives)) - num_positives.to(log_likelihood).log()
+
+
+def hard_ones(log_likelihood: Tensor, query: Tensor, num_positives: Tensor) -> Tensor:
+    """Minus the summed log-likelihood of a query's positives, `(num_queries,)`; 1-to-K without its division."""
+    return -sum_by(log_likelihood, query, len(num_positives))
+
+
+def over_all(direction: Direction, scores: Tensor, query: Tensor) -> Tensor:
+    """Log-sum over every key, for each positive's score, `(num_pairs,)`."""
+    return direction.logits.logsumexp(dim=1)[query]
+
+
+def over_one_positive(direction: Direction, scores: Tensor, query: Tensor) -> Tensor:
+    """Log-sum over that positive and the negatives: an instance's other positives are masked, as MuCo has it."""
+    return torch.logaddexp(scores, log_sum_of_negatives(direction)[query])
+
+
+def over_negatives(direction: Direction, scores: Tensor, query: Tensor) -> Tensor:
+    """Log-sum over the negatives alone, so that the loss has no lower bound; a query without any costs nothing."""
+    negatives = log_sum_of_negatives(direction)[query]
+    return torch.where(negatives.isinf(), scores, negatives)
+
+
+HARD_FORMS = {"out": hard_out, "in": hard_in, "ones": hard_ones, "inverse": hard_inverse}
+DENOMINATORS = {"all": over_all, "one_positive": over_one_positive, "negatives": over_negatives}
+
+
+def log_sum_of_negatives(direction: Direction) -> Tensor:
+    """Logsumexp of the logits of other instances' keys, `(num_queries,)`; -inf, without gradient, where none is."""
+    negatives = ~direction.positives & direction.logits.isfinite()
+    alone = ~negatives.any(dim=1)
+    # A row of nothing but -inf has no gradient to give: it gets zeros first, and -inf afterwards.
+    logits = direction.logits.masked_fill(~negatives, -torch.inf).masked_fill(alone[:, None], 0)
+    return logits.logsumexp(dim=1).masked_fill(alone, -torch.inf)
+
+
+def hard_floors(direction: Direction, form: HardForm = "out", denominator: Denominator = "all") -> Tensor:
+    """The least that each of `hard_losses` can be, `(num_queries,)`: the entropy of its targets.
+
+    Where a positive competes with negatives alone there is none.
+    """
+    count = direction.num_positives.to(direction.logits)
+    if denominator != "all":
+        return torch.zeros_like(count) if denominator == "one_positive" else torch.full_like(count, -torch.inf)
+    return count * count.log() if form == "ones" else count.log()
+
+
+def soft_losses(direction: Direction, related: Tensor) -> Tensor:
+    """Cross-entropy of each query against a mass on each instance, spread evenly over the instance's keys.
+
+    Args:
+        direction: The queries.
+        related: `(num_queries, num_instances)`, the mass; zero on instances without keys.
+    """
+    fold_sizes = direction.key_instance.bincount(minlength=related.shape[1])
+    target = (related / fold_sizes.clamp(min=1))[:, direction.key_instance]
+    return related.sum(dim=1) * direction.logits.logsumexp(dim=1) - (target * direction.logits).sum(dim=1)
+
+
+def soft_floors(direction: Direction, related: Tensor) -> Tensor:
+    """The least that each of `soft_losses` can be, `(num_queries,)`: the entropy where its masses sum to one."""
+    fold_sizes = direction.key_instance.bincount(minlength=related.shape[1]).clamp(min=1).to(related)
+    tiny = torch.finfo(related.dtype).tiny
+    shares = related / fold_sizes / related.sum(dim=1, keepdim=True).clamp(min=tiny)
+    return -(related * shares.clamp(min=tiny).log()).sum(dim=1)
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of values under weights that need not sum to one, `()`."""
+    return (values * weights).sum() / weights.sum()
+
+
+def mean_of_queries(losses: Tensor, direction: Direction, normaliser: Normaliser = "observations") -> Tensor:
+    """One loss from the queries' losses, `()`; `normaliser`, a key of `QUERY_WEIGHTS`, is what counts equally."""
+    return weighted_mean(losses, QUERY_WEIGHTS[normaliser](direction).to(losses))
+
+
+def _one_each(direction: Direction) -> Tensor:
+    return torch.ones_like(direction.query_instance)
+
+
+def _one_per_fold(direction: Direction) -> Tensor:
+    return 1 / direction.query_instance.bincount().to(direction.logits)[direction.query_instance]
+
+
+def _one_per_positive(direction: Direction) -> Tensor:
+    return direction.num_positives
+
+
+QUERY_WEIGHTS: dict[str, Callable[[Direction], Tensor]] = {
+    "observations": _one_each,
+    "instances": _one_per_fold,
+    "pairs": _one_per_positive,
+}
+
+
+def sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Sum of the values of each index, `(size,)`."""
+    return values.new_zeros(size).index_add(0, index, values)
+
+
+def logsumexp_by(values: Tensor, index: Tensor, size: int) -> Tensor:
+    """Logsumexp of the values of each index, `(size,)`; every index must have one."""
+    highest = values.detach().new_full((size,), -torch.inf).scatter_reduce(0, index, values.detach(), "amax")
+    return sum_by((values - highest[index]).exp(), index, size).log() + highest

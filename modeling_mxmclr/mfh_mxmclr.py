@@ -1,0 +1,163 @@
+"""`mfh`, the multifold-aware hybrid loss: our reconstruction of the loss of MXM-CLR, and its soft targets."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .contrast_mxmclr import (
+    Denominator,
+    HardForm,
+    Normaliser,
+    ObjectiveOutput,
+    Positive,
+    Score,
+    Share,
+    both_directions,
+    hard_floors,
+    hard_losses,
+    mean_of_queries,
+    no_pair,
+    prepare,
+    soft_floors,
+    soft_losses,
+)
+from .folds_mxmclr import Instances, Observations, mean_by_index, unit_norm
+
+
+def mfh(
+    observed: Observations,
+    scale: Tensor,
+    *,
+    soft_weight: Share = 0.5,
+    soft_source: Share = 0.5,
+    soft_temperature: Positive | None = None,
+    soft_columns: Literal["own", "transposed"] = "own",
+    soft_level: Literal["instance", "observation"] = "instance",
+    soft_detach: bool = True,
+    hard_form: HardForm = "out",
+    denominator: Denominator = "all",
+    score: Score = "observations",
+    direction_weight: Share = 0.5,
+    normaliser: Normaliser = "observations",
+) -> ObjectiveOutput:
+    """The multifold-aware hybrid loss: hard relationships within instances, soft ones between them.
+
+    A reconstruction of the loss that MXM-CLR's abstract describes (https://huggingface.co/papers/2303.10839), whose
+    equations are not public; docs/equations.md writes ours out. With one view and one caption an instance and
+    `soft_weight=0` it is CLIP's loss; `soft_weight=0` is the bidirectional loss of UniCL and StableRep.
+
+    Args:
+        observed: Observations of the whole batch; embeddings `(num_images, dim)` and `(num_texts, dim)`, unit norm.
+        scale: Exponentiated logit scale, `()` or `(1,)`.
+        soft_weight: Share of the soft part, in [0, 1].
+        soft_source: Share of the image side in the relatedness of two instances, in [0, 1]; the text side has the rest.
+        soft_temperature: Temperature of the soft targets; None takes 1 / `scale`, without gradient.
+        soft_columns: `own` gives each query the softmax of its own instance; `transposed` gives images that of the
+            key's instance, so that their targets need not sum to one (as public soft-target CLIP code has it).
+        soft_level: `instance` relates the query's instance to the others; `observation` relates, on the query's own
+            side, the query itself.
+        soft_detach: Whether the soft targets are constants.
+        hard_form: `out` (SupCon's L_out: mean over positives of their log-likelihood), `in` (L_in: log of their
+            mean likelihood) or `ones` (sum over positives, as 1-to-K).
+        denominator: What a positive of the hard part competes with: `all` keys, the negatives and itself
+            (`one_positive`), or the `negatives`.
+        score: `observations`, or an instance's views scored as one: `max_sim` or `attentive`.
+        direction_weight: Share of image-to-text, in [0, 1]; text-to-image has the rest.
+        normaliser: What counts equally in a direction's mean: `observations`, `instances` or positive `pairs`.
+
+    Returns:
+        The loss, with components `hard` and `soft`, and, less the entropy of their targets, `hard_kl` and `soft_kl`, so
+        that fold sizes compare. Those of `soft` are absent at `soft_weight=0`, `hard_kl` where only negatives compete.
+
+    Raises:
+        ValueError: When `soft_level` is `observation` and `soft_columns` is `transposed`, or the views are scored as one.
+    """
+    if soft_level == "observation" and (soft_columns == "transposed" or score != "observations"):
+        raise ValueError(
+            "`soft_level` 'observation' needs `soft_columns` 'own' and `score` 'observations', "
+            f"got {soft_columns!r} and {score!r}."
+        )
+    observed, scale, instances = prepare(observed, scale)
+    if not instances.in_both.any():
+        return no_pair(observed, scale)
+    directions = both_directions(observed, instances, scale, score)
+    shares = (direction_weight, 1 - direction_weight)
+
+    def mean(losses: list[Tensor]) -> Tensor:
+        means = [mean_of_queries(each, way, normaliser) for each, way in zip(losses, directions, strict=True)]
+        return shares[0] * means[0] + shares[1] * means[1]
+
+    hard = mean([hard_losses(way, hard_form, denominator) for way in directions])
+    components = {"hard": hard.detach()}
+    if denominator != "negatives":
+        components["hard_kl"] = hard.detach() - mean([hard_floors(way, hard_form, denominator) for way in directions])
+    if soft_weight == 0:
+        return ObjectiveOutput(hard, components)
+    soft_scale = scale.detach() if soft_temperature is None else 1 / soft_temperature
+    centres = find_centres(observed, instances, soft_detach)
+    if soft_level == "observation":
+        related = relate_observations(observed, instances, centres, soft_scale, soft_source, soft_detach)
+    else:
+        between = relate_instances(centres, soft_scale, soft_source)
+        image_side = between.T if soft_columns == "transposed" else between
+        related = image_side[directions[0].query_instance], between[directions[1].query_instance]
+    soft = mean([soft_losses(way, rows) for way, rows in zip(directions, related, strict=True)])
+    floor = mean([soft_floors(way, rows.detach()) for way, rows in zip(directions, related, strict=True)])
+    loss = (1 - soft_weight) * hard + soft_weight * soft
+    return ObjectiveOutput(loss, components | {"soft": soft.detach(), "soft_kl": soft.detach() - floor})
+
+
+class Centres(NamedTuple):
+    """What the soft targets relate: the mean of each fold of each instance."""
+
+    images: Tensor  # (num_instances, dim), unit norm; zero without images
+    texts: Tensor  # (num_instances, dim), unit norm; zero without texts
+    in_both: Tensor  # (num_instances,) bool, the instances that take part
+
+
+def find_centres(observed: Observations, instances: Instances, detach: bool) -> Centres:
+    """The unit-norm mean of each instance's images and texts."""
+    images, texts = (rows.detach() if detach else rows for rows in observed[:2])
+    return Centres(
+        unit_norm(mean_by_index(images, instances.image_index, instances.image_fold_sizes)),
+        unit_norm(mean_by_index(texts, instances.text_index, instances.text_fold_sizes)),
+        instances.in_both,
+    )
+
+
+def relate_instances(centres: Centres, soft_scale: Tensor | float, image_share: float) -> Tensor:
+    """How related instances are, `(num_instances, num_instances)`: rows sum to one over those in both modalities.
+
+    Rows and columns of an instance that one modality did not observe are zero.
+    """
+    alike = image_share * centres.images @ centres.images.T + (1 - image_share) * centres.texts @ centres.texts.T
+    return spread(soft_scale * alike, centres.in_both) * centres.in_both[:, None]
+
+
+def relate_observations(
+    observed: Observations,
+    instances: Instances,
+    centres: Centres,
+    soft_scale: Tensor | float,
+    image_share: float,
+    detach: bool,
+) -> tuple[Tensor, Tensor]:
+    """How related each query is to each instance, `(num_queries, num_instances)` for images and for texts.
+
+    As `relate_instances`, with the query itself in the place of its fold's mean.
+    """
+    images, texts = (rows.detach() if detach else rows for rows in observed[:2])
+    image_queries, text_queries = (
+        centres.in_both[index].nonzero().squeeze(1) for index in (instances.image_index, instances.text_index)
+    )
+    of_image, of_text = instances.image_index[image_queries], instances.text_index[text_queries]
+    alike_images, alike_texts = centres.images @ centres.images.T, centres.texts @ centres.texts.T
+    from_images = image_share * images[image_queries] @ centres.images.T + (1 - image_share) * alike_texts[of_image]
+    from_texts = image_share * alike_images[of_text] + (1 - image_share) * texts[text_queries] @ centres.texts.T
+    return spread(soft_scale * from_images, centres.in_both), spread(soft_scale * from_texts, centres.in_both)
+
+
+def spread(alike: Tensor, in_both: Tensor) -> Tensor:
+    """Softmax of each row over the instances that both modalities observed, at least one; 0 on the others."""
+    return alike.masked_fill(~in_both, -torch.inf).softmax(dim=1)

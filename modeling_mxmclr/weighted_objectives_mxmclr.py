@@ -1,0 +1,176 @@
+"""Softmax objectives whose targets or negatives carry weights: soft-target CLIP, CWCL and HN-NCE."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .contrast_mxmclr import (
+    Direction,
+    Normaliser,
+    ObjectiveOutput,
+    Share,
+    Weight,
+    both_directions,
+    hard_floors,
+    hard_losses,
+    mean_of_queries,
+    no_pair,
+    prepare,
+    soft_floors,
+    soft_losses,
+    sum_by,
+)
+from .folds_mxmclr import Instances, Observations, mean_by_index
+
+WAYS = ("image_to_text", "text_to_image")
+
+
+def soft_clip(
+    observed: Observations,
+    scale: Tensor,
+    *,
+    soft_source: Share = 0.5,
+    temperature_use: Literal["multiply", "divide"] = "multiply",
+    soft_columns: Literal["own", "transposed"] = "transposed",
+    soft_detach: bool = False,
+    direction_weight: Share = 0.5,
+    normaliser: Normaliser = "observations",
+) -> ObjectiveOutput:
+    """CLIP against soft targets alone: how alike instances are within the modalities, as public OpenAI-CLIP code has it.
+
+    https://github.com/moein-shariatnia/OpenAI-CLIP. The similarities are those of the means of each instance's rows, as
+    they are; with one view and one caption an instance it is that code, whose choices the defaults are. `mfh` is the
+    mixture with hard targets.
+
+    Args:
+        observed: Observations of the whole batch; embeddings of unit norm (there they have any norm).
+        scale: Exponentiated logit scale, `()` or `(1,)`: one over the temperature.
+        soft_source: Share of the image side in the similarity of two instances, in [0, 1].
+        temperature_use: `multiply` similarities by the temperature, which flattens the targets, or `divide` by it.
+        soft_columns: Targets of images: `transposed`, which need not sum to one, or their `own`, see `mfh`.
+        soft_detach: Whether the targets are constants.
+        direction_weight: Share of image-to-text, in [0, 1].
+        normaliser: `observations`, `instances` or `pairs`, see `mfh`.
+
+    Returns:
+        The loss, with components `image_to_text`, `text_to_image` and `kl`, the loss less the entropy of its targets.
+    """
+    observed, scale, instances = prepare(observed, scale)
+    if not instances.in_both.any():
+        return no_pair(observed, scale)
+    directions = both_directions(observed, instances, scale)
+    images = mean_by_index(observed.image_embeds, instances.image_index, instances.image_fold_sizes)
+    texts = mean_by_index(observed.text_embeds, instances.text_index, instances.text_fold_sizes)
+    alike = soft_source * images @ images.T + (1 - soft_source) * texts @ texts.T
+    alike = alike / scale if temperature_use == "multiply" else alike * scale
+    related = alike.masked_fill(~instances.in_both, -torch.inf).softmax(dim=1) * instances.in_both[:, None]
+    related = related.detach() if soft_detach else related
+    sides = (related.T if soft_columns == "transposed" else related), related
+    shares = (direction_weight, 1 - direction_weight)
+    losses, floor = [], torch.zeros_like(scale.squeeze())
+    for way, side, share in zip(directions, sides, shares, strict=True):
+        rows = side[way.query_instance]
+        losses.append(mean_of_queries(soft_losses(way, rows), way, normaliser))
+        floor = floor + share * mean_of_queries(soft_floors(way, rows.detach()), way, normaliser)
+    loss = shares[0] * losses[0] + shares[1] * losses[1]
+    return ObjectiveOutput(loss, named(losses) | {"kl": loss.detach() - floor})
+
+
+def cwcl(
+    observed: Observations,
+    scale: Tensor,
+    *,
+    image_reference_embeds: Tensor | None = None,
+    text_weights: Literal["none", "raw"] = "none",
+) -> ObjectiveOutput:
+    """Continuously weighted contrast: images against all texts, in proportion to how alike the images are.
+
+    CWCL (https://huggingface.co/papers/2309.14580); no public code of the authors was found, and this is that of
+    CellCLIP. An image weighs a text by `(cosine + 1) / 2` of its own reference and the mean reference of the text's
+    instance; text-to-image is `unicl`'s, and the two are summed.
+
+    Args:
+        observed: Observations of the whole batch; embeddings of unit norm.
+        scale: Exponentiated logit scale, `()` or `(1,)`.
+        image_reference_embeds: `(num_images, any_dim)`, unit norm, of a frozen image model; None takes the images'
+            own embeddings, without gradient.
+        text_weights: `none`, or `raw`: text-to-image weighted by how alike the texts are, neither normalised nor
+            constant, as CellCLIP's two-sided loss.
+
+    Returns:
+        The loss, with components `image_to_text`, `text_to_image` and `kl`, the loss less the entropy of its targets.
+    """
+    observed, scale, instances = prepare(observed, scale)
+    if not instances.in_both.any():
+        return no_pair(observed, scale)
+    directions = both_directions(observed, instances, scale)
+    references = observed.image_embeds.detach() if image_reference_embeds is None else image_reference_embeds.to(scale)
+    weights = continuous_weights(references, instances.image_index, instances.image_fold_sizes, instances)
+    weights = weights / weights.sum(dim=1, keepdim=True)
+    image_to_text = soft_losses(directions[0], weights), soft_floors(directions[0], weights)
+    if text_weights == "raw":
+        weights = continuous_weights(observed.text_embeds, instances.text_index, instances.text_fold_sizes, instances)
+        text_to_image = soft_losses(directions[1], weights), soft_floors(directions[1], weights.detach())
+    else:
+        text_to_image = hard_losses(directions[1]), hard_floors(directions[1])
+    losses, floors = zip(image_to_text, text_to_image, strict=True)
+    means = [each.mean() for each in losses]
+    loss = means[0] + means[1]
+    return ObjectiveOutput(loss, named(means) | {"kl": loss.detach() - floors[0].mean() - floors[1].mean()})
+
+
+def continuous_weights(references: Tensor, index: Tensor, fold_sizes: Tensor, instances: Instances) -> Tensor:
+    """Weight of each instance for each query, `(num_queries, num_instances)`, 0 for those without both modalities."""
+    means = mean_by_index(references, index, fold_sizes)
+    queries = references[instances.in_both[index]]
+    return (queries @ means.T / 2 + 0.5) * instances.in_both
+
+
+def hn_nce(observed: Observations, scale: Tensor, *, alpha: Weight = 1.0, beta: Weight = 0.25) -> ObjectiveOutput:
+    """Hard-negative NCE: negatives weigh by the exponential of their own logits.
+
+    DiHT (https://huggingface.co/papers/2301.02280), in the directions' sum, as SCA3D has it. SCA3D's code divides
+    image-to-text weights by the sums of other rows; here each query's weights sum up to its number of negatives.
+
+    Args:
+        observed: Observations of the whole batch; embeddings of unit norm.
+        scale: Exponentiated logit scale, `()` or `(1,)`.
+        alpha: Weight of the positive in the denominator; at 0 a query without negatives costs nothing.
+        beta: Concentration of the weights; 0 weighs negatives alike, which at `alpha=1` is `unicl` with the
+            `one_positive` denominator, both directions summed.
+
+    Returns:
+        The loss, with components `image_to_text` and `text_to_image`.
+    """
+    observed, scale, instances = prepare(observed, scale)
+    if not instances.in_both.any():
+        return no_pair(observed, scale)
+    directions = both_directions(observed, instances, scale)
+    losses = [hard_negative_losses(way, alpha, beta).mean() for way in directions]
+    return ObjectiveOutput(losses[0] + losses[1], named(losses))
+
+
+def hard_negative_losses(direction: Direction, alpha: float, beta: float) -> Tensor:
+    """The loss of each query, `(num_queries,)`: the mean over its positives, each against the weighted negatives."""
+    alone = direction.positives.all(dim=1)
+    negatives = direction.logits.masked_fill(direction.positives, -torch.inf).masked_fill(alone[:, None], 0)
+    count = (~direction.positives).sum(dim=1).to(negatives)
+    # log of sum w e^s, with w = count e^(beta s) / sum e^(beta s)
+    hardness = (beta * negatives).masked_fill(direction.positives & ~alone[:, None], -torch.inf)
+    weighted = (negatives + hardness).logsumexp(dim=1) - hardness.logsumexp(dim=1) + count.log()
+    weighted = weighted.masked_fill(alone, -torch.inf)
+    query, key = direction.positives.nonzero(as_tuple=True)
+    scores = direction.logits[query, key]
+    if alpha == 0:
+        total = torch.where(alone[query], scores, weighted[query])
+    else:
+        total = torch.logaddexp(scores + math.log(alpha), weighted[query])
+    losses = total - scores
+    return sum_by(losses, query, len(direction.logits)) / direction.num_positives
+
+
+def named(losses: list[Tensor]) -> dict[str, Tensor]:
+    """Both directions as components."""
+    return {way: loss.detach() for way, loss in zip(WAYS, losses, strict=True)}

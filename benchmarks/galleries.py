@@ -1,4 +1,11 @@
-"""Exact search in a gallery of a million against faiss: python benchmarks/galleries.py [--data clustered]."""
+"""Exact search in a gallery of a million against faiss: python benchmarks/galleries.py [--data clustered].
+
+1,000,000 x 256, 2,000 queries, one positive each, 2 threads of a Xeon at 2.1 GHz that other work shared (load 8 to 9),
+torch 2.13, faiss-cpu 1.15.1, seed 0; medians of five interleaved rounds, as a multiple of the time of `faiss.knn`:
+
+    random      top-10 0.40, full ranks 0.52; peak 1,227 and 1,104 MB, faiss 1,005
+    clustered   top-10 0.40, full ranks 0.43; peak 1,245 and 1,112 MB, faiss 1,036
+"""
 
 import argparse
 import os

@@ -86,9 +86,10 @@ def block_scores(queries: Block, gallery: Block) -> Tensor:
 
 
 def exact_scores(queries: Block, gallery: Block, row: Tensor, item: Tensor) -> Tensor:
-    """Score of each query at `row` with the item at `item`, `(num_pairs,)` float64."""
-    if len(row) > SPARSE_PAIRS * len(queries.numbers) or queries.rows_per_item > 1 or gallery.rows_per_item > 1:
-        return block_scores(queries.to(torch.float64), gallery.to(torch.float64))[row, item]
+    """Score of each query at `row`, which ascends, with the item at `item`, `(num_pairs,)` float64."""
+    rows, place = row.unique_consecutive(return_inverse=True)
+    if len(row) > SPARSE_PAIRS * len(rows) or queries.rows_per_item > 1 or gallery.rows_per_item > 1:
+        return block_scores(queries.select(rows).to(torch.float64), gallery.to(torch.float64))[place, item]
     products = [
         (queries.embeds[some_rows].double() * gallery.embeds[some_items].double()).sum(dim=1)
         for some_rows, some_items in zip(row.split(PAIRS_AT_ONCE), item.split(PAIRS_AT_ONCE), strict=True)

@@ -86,7 +86,7 @@ def _best_keys(queries: Block, gallery: Items, k: int, num_rows: int) -> Tensor:
         improved = (scores.amax(dim=1) < floor).logical_not().nonzero()[:, 0]
         if len(improved):
             row, item = (scores[improved] < floor[improved, None]).logical_not().nonzero(as_tuple=True)
-            exact = exact_scores(as_float64.select(improved), block, row, item)
+            exact = exact_scores(as_float64, block, improved[row], item)
             keys = _encode(exact.float(), gallery.order[block.numbers[item]])
             entrants = _pad_rows(keys, row, len(improved))
             best[improved] = torch.cat([best[improved], entrants], dim=1).topk(k, dim=1).values

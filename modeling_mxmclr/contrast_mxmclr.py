@@ -2,12 +2,17 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from .blockwise_mxmclr import BlockwiseDirection, LogitTiles
 from .folds_mxmclr import Instances, Observations, find_instances
+from .relation_mxmclr import Relation
+
+# Up to so many logits their matrix is held; above, they are found tile by tile, in memory that grows with the rows.
+MATRIX_LOGITS = 2**22
 
 # What a setting may be: `get_objective` reads it off an objective's signature.
 Share = Annotated[float, "a number in [0, 1]"]
@@ -39,11 +44,45 @@ class Direction(NamedTuple):
         """How many positives each query has, `(num_queries,)` int64."""
         return self.positives.sum(dim=1)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that is computed in."""
+        return self.logits.dtype
+
     def only(self, kept: Tensor) -> "Direction":
         """The queries where the bool mask `kept`, `(num_queries,)`, is true; every key stays."""
         return self._replace(
             logits=self.logits[kept], positives=self.positives[kept], query_instance=self.query_instance[kept]
         )
+
+    def log_sums(self) -> Tensor:
+        """Logsumexp over every key, `(num_queries,)`."""
+        return self.logits.logsumexp(dim=1)
+
+    def log_sums_of_negatives(self, factor: float = 1.0) -> Tensor:
+        """Logsumexp of the logits of other instances' keys, times a factor, `(num_queries,)`.
+
+        It is -inf, without gradient, where no key is of another instance.
+        """
+        negatives = ~self.positives & self.logits.isfinite()
+        alone = ~negatives.any(dim=1)
+        # A row of nothing but -inf has no gradient to give: it gets zeros first, and -inf afterwards.
+        logits = (factor * self.logits).masked_fill(~negatives, -torch.inf).masked_fill(alone[:, None], 0)
+        return logits.logsumexp(dim=1).masked_fill(alone, -torch.inf)
+
+    def positive_scores(self) -> tuple[Tensor, Tensor]:
+        """The query of each pair of a query and a positive, in order, and the pair's logit, `(num_pairs,)` each."""
+        query, key = self.positives.nonzero(as_tuple=True)
+        return query, self.logits[query, key]
+
+    def mean_scores(self, related: Tensor) -> Tensor:
+        """The mean logit of each query under its mass on each instance, `(num_queries,)`, see `soft_losses`."""
+        fold_sizes = self.key_instance.bincount(minlength=related.shape[1])
+        return ((related / fold_sizes.clamp(min=1))[:, self.key_instance] * self.logits).sum(dim=1)
+
+
+AnyDirection = Direction | BlockwiseDirection
+OneDirection = TypeVar("OneDirection", Direction, BlockwiseDirection)
 
 
 def at_least_float32(observed: Observations) -> Observations:
@@ -79,10 +118,15 @@ def no_pair(observed: Observations, scale: Tensor) -> ObjectiveOutput:
     return ObjectiveOutput(loss, {})
 
 
+def fits_in_matrix(rows: Tensor, columns: Tensor) -> bool:
+    """Whether the matrix of all logits is small enough to be held."""
+    return len(rows) * len(columns) <= MATRIX_LOGITS
+
+
 def both_directions(
     observed: Observations, instances: Instances, scale: Tensor, score: Score = "observations"
-) -> tuple[Direction, Direction]:
-    """Image-to-text and text-to-image, of the queries that have a positive, from one matrix of logits.
+) -> tuple[AnyDirection, AnyDirection]:
+    """Image-to-text and text-to-image, of the queries that have a positive, from the same logits.
 
     Args:
         observed: Observations of the whole batch.
@@ -91,6 +135,22 @@ def both_directions(
         score: `observations` scores each view with each caption; a key of `SET_SCORES` scores each instance's views
             as one with each caption, so that instances stand in the place of images.
     """
+    rows = observed.image_embeds, observed.text_embeds
+    if score == "observations" and not fits_in_matrix(*rows):
+        tiles = LogitTiles(*rows, instances.image_index, instances.text_index, scale)
+        return with_positives(*tiles.both_directions())
+    return with_positives(*matrix_directions(observed, instances, scale, score))
+
+
+def with_positives(one: OneDirection, other: OneDirection) -> tuple[OneDirection, OneDirection]:
+    """Two directions, of the queries that have a positive."""
+    return one.only(one.num_positives > 0), other.only(other.num_positives > 0)
+
+
+def matrix_directions(
+    observed: Observations, instances: Instances, scale: Tensor, score: Score = "observations"
+) -> tuple[Direction, Direction]:
+    """Image-to-text and text-to-image from one matrix of logits, see `both_directions`, of every query."""
     logits, image_instance = scale * observed.image_embeds @ observed.text_embeds.T, instances.image_index
     if score != "observations":
         logits = SET_SCORES[score](logits, image_instance, len(instances.in_both))
@@ -98,12 +158,13 @@ def both_directions(
         logits = logits[image_instance]
     positives = image_instance[:, None] == instances.text_index
     image_to_text = Direction(logits, positives, image_instance, instances.text_index)
-    text_to_image = Direction(logits.T, positives.T, instances.text_index, image_instance)
-    return image_to_text.only(positives.any(dim=1)), text_to_image.only(positives.any(dim=0))
+    return image_to_text, Direction(logits.T, positives.T, instances.text_index, image_instance)
 
 
-def within(rows: Tensor, instance: Tensor, scale: Tensor) -> Direction:
+def within(rows: Tensor, instance: Tensor, scale: Tensor) -> AnyDirection:
     """All rows against all others, `(num_rows, dim)` of unit norm with the instance of each."""
+    if not fits_in_matrix(rows, rows):
+        return LogitTiles(rows, None, instance, instance, scale).both_directions()[0]
     itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     logits = (scale * rows @ rows.T).masked_fill(itself, -torch.inf)
     return Direction(logits, (instance[:, None] == instance) & ~itself, instance, instance)
@@ -134,7 +195,7 @@ def attended_views(logits: Tensor, image_instance: Tensor, num_instances: int) -
 SET_SCORES = {"max_sim": best_view, "attentive": attended_views}
 
 
-def hard_losses(direction: Direction, form: HardForm = "out", denominator: Denominator = "all") -> Tensor:
+def hard_losses(direction: AnyDirection, form: HardForm = "out", denominator: Denominator = "all") -> Tensor:
     """The loss of each query against its positives, `(num_queries,)`; each query must have one.
 
     Args:
@@ -146,11 +207,11 @@ def hard_losses(direction: Direction, form: HardForm = "out", denominator: Denom
     return HARD_FORMS[form](log_likelihood, query, direction.num_positives)
 
 
-def log_likelihoods(direction: Direction, denominator: Denominator = "all") -> tuple[Tensor, Tensor]:
+def log_likelihoods(direction: AnyDirection, denominator: Denominator = "all") -> tuple[Tensor, Tensor]:
     """The query of each pair of a query and a positive, in order, and the pair's log-likelihood, `(num_pairs,)` each."""
-    query, key = direction.positives.nonzero(as_tuple=True)
-    scores = direction.logits[query, key]
-    return query, scores - DENOMINATORS[denominator](direction, scores, query)
+    sums = direction.log_sums() if denominator == "all" else direction.log_sums_of_negatives()
+    query, scores = direction.positive_scores()
+    return query, scores - DENOMINATORS[denominator](scores, sums[query])
 
 
 def hard_out(log_likelihood: Tensor, query: Tensor, num_positives: Tensor) -> Tensor:
@@ -173,59 +234,47 @@ def hard_ones(log_likelihood: Tensor, query: Tensor, num_positives: Tensor) -> T
     return -sum_by(log_likelihood, query, len(num_positives))
 
 
-def over_all(direction: Direction, scores: Tensor, query: Tensor) -> Tensor:
+def over_all(scores: Tensor, log_sums: Tensor) -> Tensor:
     """Log-sum over every key, for each positive's score, `(num_pairs,)`."""
-    return direction.logits.logsumexp(dim=1)[query]
+    return log_sums
 
 
-def over_one_positive(direction: Direction, scores: Tensor, query: Tensor) -> Tensor:
+def over_one_positive(scores: Tensor, log_sums: Tensor) -> Tensor:
     """Log-sum over that positive and the negatives: an instance's other positives are masked, as MuCo has it."""
-    return torch.logaddexp(scores, log_sum_of_negatives(direction)[query])
+    return torch.logaddexp(scores, log_sums)
 
 
-def over_negatives(direction: Direction, scores: Tensor, query: Tensor) -> Tensor:
+def over_negatives(scores: Tensor, log_sums: Tensor) -> Tensor:
     """Log-sum over the negatives alone, so that the loss has no lower bound; a query without any costs nothing."""
-    negatives = log_sum_of_negatives(direction)[query]
-    return torch.where(negatives.isinf(), scores, negatives)
+    return torch.where(log_sums.isinf(), scores, log_sums)
 
 
 HARD_FORMS = {"out": hard_out, "in": hard_in, "ones": hard_ones, "inverse": hard_inverse}
 DENOMINATORS = {"all": over_all, "one_positive": over_one_positive, "negatives": over_negatives}
 
 
-def log_sum_of_negatives(direction: Direction) -> Tensor:
-    """Logsumexp of the logits of other instances' keys, `(num_queries,)`; -inf, without gradient, where none is."""
-    negatives = ~direction.positives & direction.logits.isfinite()
-    alone = ~negatives.any(dim=1)
-    # A row of nothing but -inf has no gradient to give: it gets zeros first, and -inf afterwards.
-    logits = direction.logits.masked_fill(~negatives, -torch.inf).masked_fill(alone[:, None], 0)
-    return logits.logsumexp(dim=1).masked_fill(alone, -torch.inf)
-
-
-def hard_floors(direction: Direction, form: HardForm = "out", denominator: Denominator = "all") -> Tensor:
+def hard_floors(direction: AnyDirection, form: HardForm = "out", denominator: Denominator = "all") -> Tensor:
     """The least that each of `hard_losses` can be, `(num_queries,)`: the entropy of its targets.
 
     Where a positive competes with negatives alone there is none.
     """
-    count = direction.num_positives.to(direction.logits)
+    count = direction.num_positives.to(direction.dtype)
     if denominator != "all":
         return torch.zeros_like(count) if denominator == "one_positive" else torch.full_like(count, -torch.inf)
     return count * count.log() if form == "ones" else count.log()
 
 
-def soft_losses(direction: Direction, related: Tensor) -> Tensor:
+def soft_losses(direction: AnyDirection, related: Tensor) -> Tensor:
     """Cross-entropy of each query against a mass on each instance, spread evenly over the instance's keys.
 
     Args:
         direction: The queries.
         related: `(num_queries, num_instances)`, the mass; zero on instances without keys.
     """
-    fold_sizes = direction.key_instance.bincount(minlength=related.shape[1])
-    target = (related / fold_sizes.clamp(min=1))[:, direction.key_instance]
-    return related.sum(dim=1) * direction.logits.logsumexp(dim=1) - (target * direction.logits).sum(dim=1)
+    return related.sum(dim=1) * direction.log_sums() - direction.mean_scores(related)
 
 
-def soft_floors(direction: Direction, related: Tensor) -> Tensor:
+def soft_floors(direction: AnyDirection, related: Tensor) -> Tensor:
     """The least that each of `soft_losses` can be, `(num_queries,)`: the entropy where its masses sum to one."""
     fold_sizes = direction.key_instance.bincount(minlength=related.shape[1]).clamp(min=1).to(related)
     tiny = torch.finfo(related.dtype).tiny
@@ -233,29 +282,46 @@ def soft_floors(direction: Direction, related: Tensor) -> Tensor:
     return -(related * shares.clamp(min=tiny).log()).sum(dim=1)
 
 
+def soft_parts(
+    direction: AnyDirection, relation: Relation, place: Tensor, transposed: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The `soft_losses` and the `soft_floors` of queries whose masses a relation gives, `(num_queries,)` each.
+
+    Args:
+        direction: The queries.
+        relation: How related its rows are to the instances.
+        place: `(num_queries,)` int64, the row of each query, or its column where transposed.
+        transposed: Whether a query's masses are a column.
+    """
+    if isinstance(direction, BlockwiseDirection):
+        return relation.soft_parts(direction, place, transposed)
+    related = relation.masses(place, transposed)
+    return soft_losses(direction, related), soft_floors(direction, related.detach())
+
+
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Mean of values under weights that need not sum to one, `()`."""
     return (values * weights).sum() / weights.sum()
 
 
-def mean_of_queries(losses: Tensor, direction: Direction, normaliser: Normaliser = "observations") -> Tensor:
+def mean_of_queries(losses: Tensor, direction: AnyDirection, normaliser: Normaliser = "observations") -> Tensor:
     """One loss from the queries' losses, `()`; `normaliser`, a key of `QUERY_WEIGHTS`, is what counts equally."""
     return weighted_mean(losses, QUERY_WEIGHTS[normaliser](direction).to(losses))
 
 
-def _one_each(direction: Direction) -> Tensor:
+def _one_each(direction: AnyDirection) -> Tensor:
     return torch.ones_like(direction.query_instance)
 
 
-def _one_per_fold(direction: Direction) -> Tensor:
-    return 1 / direction.query_instance.bincount().to(direction.logits)[direction.query_instance]
+def _one_per_fold(direction: AnyDirection) -> Tensor:
+    return 1 / direction.query_instance.bincount().to(direction.dtype)[direction.query_instance]
 
 
-def _one_per_positive(direction: Direction) -> Tensor:
+def _one_per_positive(direction: AnyDirection) -> Tensor:
     return direction.num_positives
 
 
-QUERY_WEIGHTS: dict[str, Callable[[Direction], Tensor]] = {
+QUERY_WEIGHTS: dict[str, Callable[[AnyDirection], Tensor]] = {
     "observations": _one_each,
     "instances": _one_per_fold,
     "pairs": _one_per_positive,

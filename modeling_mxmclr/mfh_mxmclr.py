@@ -19,10 +19,10 @@ from .contrast_mxmclr import (
     mean_of_queries,
     no_pair,
     prepare,
-    soft_floors,
-    soft_losses,
+    soft_parts,
 )
 from .folds_mxmclr import Instances, Observations, mean_by_index, unit_norm
+from .relation_mxmclr import Relation, weigh_sides
 
 
 def mfh(
@@ -97,13 +97,19 @@ def mfh(
     soft_scale = scale.detach() if soft_temperature is None else 1 / soft_temperature
     centres = find_centres(observed, instances, soft_detach)
     if soft_level == "observation":
-        related = relate_observations(observed, instances, centres, soft_scale, soft_source, soft_detach)
+        relations = relate_observations(observed, instances, centres, soft_scale, soft_source, soft_detach)
+        places = [torch.arange(len(relation.rows), device=scale.device) for relation in relations]
     else:
-        between = relate_instances(centres, soft_scale, soft_source)
-        image_side = between.T if soft_columns == "transposed" else between
-        related = image_side[directions[0].query_instance], between[directions[1].query_instance]
-    soft = mean([soft_losses(way, rows) for way, rows in zip(directions, related, strict=True)])
-    floor = mean([soft_floors(way, rows.detach()) for way, rows in zip(directions, related, strict=True)])
+        relations = (relate_instances(centres, soft_scale, soft_source),) * 2
+        number = centres.in_both.cumsum(0) - 1
+        places = [number[way.query_instance] for way in directions]
+    parts = [
+        soft_parts(way, relation, place, transposed)
+        for way, relation, place, transposed in zip(
+            directions, relations, places, (soft_columns == "transposed", False), strict=True
+        )
+    ]
+    soft, floor = (mean(list(each)) for each in zip(*parts, strict=True))
     loss = (1 - soft_weight) * hard + soft_weight * soft
     return ObjectiveOutput(loss, components | {"soft": soft.detach(), "soft_kl": soft.detach() - floor})
 
@@ -126,13 +132,10 @@ def find_centres(observed: Observations, instances: Instances, detach: bool) -> 
     )
 
 
-def relate_instances(centres: Centres, soft_scale: Tensor | float, image_share: float) -> Tensor:
-    """How related instances are, `(num_instances, num_instances)`: rows sum to one over those in both modalities.
-
-    Rows and columns of an instance that one modality did not observe are zero.
-    """
-    alike = image_share * centres.images @ centres.images.T + (1 - image_share) * centres.texts @ centres.texts.T
-    return spread(soft_scale * alike, centres.in_both) * centres.in_both[:, None]
+def relate_instances(centres: Centres, soft_scale: Tensor | float, image_share: float) -> Relation:
+    """How related the instances in both modalities are: the softmax over them of how alike their means are."""
+    images, texts = centres.images[centres.in_both], centres.texts[centres.in_both]
+    return weigh_sides(images, texts, images, texts, soft_scale, image_share, centres.in_both)
 
 
 def relate_observations(
@@ -142,22 +145,17 @@ def relate_observations(
     soft_scale: Tensor | float,
     image_share: float,
     detach: bool,
-) -> tuple[Tensor, Tensor]:
-    """How related each query is to each instance, `(num_queries, num_instances)` for images and for texts.
+) -> tuple[Relation, Relation]:
+    """How related each query is to the instances, for images and for texts.
 
     As `relate_instances`, with the query itself in the place of its fold's mean.
     """
     images, texts = (rows.detach() if detach else rows for rows in observed[:2])
-    image_queries, text_queries = (
-        centres.in_both[index].nonzero().squeeze(1) for index in (instances.image_index, instances.text_index)
+    in_both = centres.in_both
+    of_image, of_text = in_both[instances.image_index], in_both[instances.text_index]
+    own_text, own_image = centres.texts[instances.image_index[of_image]], centres.images[instances.text_index[of_text]]
+    keys = centres.images[in_both], centres.texts[in_both]
+    return (
+        weigh_sides(images[of_image], own_text, *keys, soft_scale, image_share, in_both),
+        weigh_sides(own_image, texts[of_text], *keys, soft_scale, image_share, in_both),
     )
-    of_image, of_text = instances.image_index[image_queries], instances.text_index[text_queries]
-    alike_images, alike_texts = centres.images @ centres.images.T, centres.texts @ centres.texts.T
-    from_images = image_share * images[image_queries] @ centres.images.T + (1 - image_share) * alike_texts[of_image]
-    from_texts = image_share * alike_images[of_text] + (1 - image_share) * texts[text_queries] @ centres.texts.T
-    return spread(soft_scale * from_images, centres.in_both), spread(soft_scale * from_texts, centres.in_both)
-
-
-def spread(alike: Tensor, in_both: Tensor) -> Tensor:
-    """Softmax of each row over the instances that both modalities observed, at least one; 0 on the others."""
-    return alike.masked_fill(~in_both, -torch.inf).softmax(dim=1)

@@ -3,13 +3,12 @@
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .contrast_mxmclr import (
     QUERY_WEIGHTS,
+    AnyDirection,
     Denominator,
-    Direction,
     HardForm,
     Normaliser,
     ObjectiveOutput,
@@ -47,9 +46,10 @@ def clip(observed: Observations, scale: Tensor) -> ObjectiveOutput:
         return no_pair(observed, scale)
     images = observed.image_embeds[first_rows(instances.image_index, len(in_both))[in_both]]
     texts = observed.text_embeds[first_rows(instances.text_index, len(in_both))[in_both]]
-    logits = scale * images @ texts.T
-    diagonal = torch.arange(len(logits), device=logits.device)
-    loss, components = weigh(F.cross_entropy(logits, diagonal), F.cross_entropy(logits.T, diagonal), 0.5)
+    places = torch.arange(len(images), device=images.device)
+    pairs = Observations(images, texts, places, places)
+    directions = both_directions(pairs, find_instances(places, places), scale)
+    loss, components = weigh(hard_losses(directions[0]).mean(), hard_losses(directions[1]).mean(), 0.5)
     return ObjectiveOutput(loss, components | {"kl": loss.detach()})
 
 
@@ -174,26 +174,26 @@ def supcon(
 
 
 def supervised(
-    direction: Direction,
+    direction: AnyDirection,
     hard_form: HardForm,
     denominator: Denominator,
     lonely: Literal["zero", "drop"],
     normaliser: Normaliser,
 ) -> tuple[Tensor, Tensor]:
     """The mean loss of some anchors, and the least that it can be, `()` each; 0 where none has a positive."""
-    has_positive = direction.positives.any(dim=1)
+    has_positive = direction.num_positives > 0
     kept = direction.only(has_positive)
-    if len(kept.logits) == 0:
-        nothing = 0 * kept.logits.sum()
+    if len(kept.query_instance) == 0:
+        nothing = 0 * kept.log_sums().sum()
         return nothing, nothing
-    weights = QUERY_WEIGHTS[normaliser](direction).to(direction.logits)
+    weights = QUERY_WEIGHTS[normaliser](direction).to(direction.dtype)
     share = weights[has_positive].sum() / weights.sum() if lonely == "zero" else 1.0
     losses = hard_losses(kept, hard_form, denominator), hard_floors(kept, hard_form, denominator)
     mean, floor = (share * mean_of_queries(each, kept, normaliser) for each in losses)
     return mean, floor
 
 
-def first_of_each(direction: Direction, num_instances: int) -> Direction:
+def first_of_each(direction: AnyDirection, num_instances: int) -> AnyDirection:
     """The first query of each instance."""
     rows = first_rows(direction.query_instance, num_instances)
     kept = torch.zeros_like(direction.query_instance, dtype=torch.bool)
@@ -201,20 +201,20 @@ def first_of_each(direction: Direction, num_instances: int) -> Direction:
     return direction.only(kept)
 
 
-def _union(observed: Observations, instances: Instances, scale: Tensor) -> list[Direction]:
+def _union(observed: Observations, instances: Instances, scale: Tensor) -> list[AnyDirection]:
     rows = torch.cat([observed.image_embeds, observed.text_embeds])
     return [within(rows, torch.cat([instances.image_index, instances.text_index]), scale)]
 
 
-def _images(observed: Observations, instances: Instances, scale: Tensor) -> list[Direction]:
+def _images(observed: Observations, instances: Instances, scale: Tensor) -> list[AnyDirection]:
     return [within(observed.image_embeds, instances.image_index, scale)]
 
 
-def _texts(observed: Observations, instances: Instances, scale: Tensor) -> list[Direction]:
+def _texts(observed: Observations, instances: Instances, scale: Tensor) -> list[AnyDirection]:
     return [within(observed.text_embeds, instances.text_index, scale)]
 
 
-def _across(observed: Observations, instances: Instances, scale: Tensor) -> list[Direction]:
+def _across(observed: Observations, instances: Instances, scale: Tensor) -> list[AnyDirection]:
     return list(both_directions(observed, instances, scale))
 
 
@@ -280,17 +280,16 @@ def milnce(
     return ObjectiveOutput(loss, {name: part.detach() for name, part in losses.items()})
 
 
-def multiple_instance(directions: tuple[Direction, Direction], place: int, num_instances: int) -> Tensor:
+def multiple_instance(directions: tuple[AnyDirection, AnyDirection], place: int, num_instances: int) -> Tensor:
     """The mean MIL-NCE loss of the anchors of one direction, `()`."""
     anchors, bags = directions[place], directions[1 - place]
-    query, key = anchors.positives.nonzero(as_tuple=True)
-    positives = logsumexp_by(anchors.logits[query, key], query, len(anchors.logits))
+    everything = anchors.log_sums()
+    query, scores = anchors.positive_scores()
+    positives = logsumexp_by(scores, query, len(anchors.query_instance))
     # What other instances' anchors score with the bag of an instance: the negatives of the bag's own queries.
-    others = ~bags.positives & bags.logits.isfinite()
-    row, column = others.nonzero(as_tuple=True)
-    index = bags.query_instance[row]
-    from_bag = logsumexp_by(bags.logits[row, column], index, num_instances)[anchors.query_instance]
-    denominator = torch.logaddexp(anchors.logits.logsumexp(dim=1), torch.logaddexp(positives, from_bag))
+    others, any_other = bags.log_sums_of_negatives(), bags.log_sums_of_negatives().isfinite()
+    from_bag = logsumexp_by(others[any_other], bags.query_instance[any_other], num_instances)[anchors.query_instance]
+    denominator = torch.logaddexp(everything, torch.logaddexp(positives, from_bag))
     return (denominator - positives).mean()
 
 

@@ -102,11 +102,12 @@ def without_momentum(observed: Observations, scale: Tensor, instances: Instances
         within(observed.image_embeds, instances.image_index, scale),
         within(observed.text_embeds, instances.text_index, scale),
     ]
-    ways = [*across, *(way.only(way.positives.any(dim=1)) for way in inside)]
-    zeros = [0 * way.logits.sum() for way in ways]
+    ways = [*across, *(way.only(way.num_positives > 0) for way in inside)]
     parts = [
-        (hard_losses(way).mean(), hard_floors(way).mean()) if len(way.logits) else (zero, zero)
-        for way, zero in zip(ways, zeros, strict=True)
+        (hard_losses(way).mean(), hard_floors(way).mean())
+        if len(way.query_instance)
+        else (0 * way.log_sums().sum(),) * 2
+        for way in ways
     ]
     return dict(zip(("image_to_text", "text_to_image", "image_to_image", "text_to_text"), parts, strict=True))
 

@@ -13,10 +13,12 @@ from .contrast_mxmclr import (
     Positive,
     both_directions,
     hard_losses,
+    matrix_directions,
     mean_of_queries,
     prepare,
     shared_seed,
     soft_losses,
+    with_positives,
 )
 from .folds_mxmclr import FOLD_POOLINGS, Observations, find_instances, mean_by_index, unit_norm
 
@@ -178,7 +180,7 @@ def mixup(
         temperature: Temperature of the logits.
     """
     observed, scale, instances = prepare(observed, scale)
-    directions = both_directions(observed, instances, scale.new_tensor(1 / temperature))
+    directions = with_positives(*matrix_directions(observed, instances, scale.new_tensor(1 / temperature)))
     losses, draws = [], Random(shared_seed(observed))
     for way in directions:
         kept, partner = draw_mixtures(way, concentration, draws)

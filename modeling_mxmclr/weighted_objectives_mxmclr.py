@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .contrast_mxmclr import (
-    Direction,
+    AnyDirection,
     Normaliser,
     ObjectiveOutput,
     Share,
@@ -20,9 +20,11 @@ from .contrast_mxmclr import (
     prepare,
     soft_floors,
     soft_losses,
+    soft_parts,
     sum_by,
 )
 from .folds_mxmclr import Instances, Observations, mean_by_index
+from .relation_mxmclr import weigh_sides
 
 WAYS = ("image_to_text", "text_to_image")
 
@@ -61,19 +63,18 @@ def soft_clip(
     if not instances.in_both.any():
         return no_pair(observed, scale)
     directions = both_directions(observed, instances, scale)
-    images = mean_by_index(observed.image_embeds, instances.image_index, instances.image_fold_sizes)
-    texts = mean_by_index(observed.text_embeds, instances.text_index, instances.text_fold_sizes)
-    alike = soft_source * images @ images.T + (1 - soft_source) * texts @ texts.T
-    alike = alike / scale if temperature_use == "multiply" else alike * scale
-    related = alike.masked_fill(~instances.in_both, -torch.inf).softmax(dim=1) * instances.in_both[:, None]
-    related = related.detach() if soft_detach else related
-    sides = (related.T if soft_columns == "transposed" else related), related
+    in_both, factor = instances.in_both, 1 / scale if temperature_use == "multiply" else scale
+    images = mean_by_index(observed.image_embeds, instances.image_index, instances.image_fold_sizes)[in_both]
+    texts = mean_by_index(observed.text_embeds, instances.text_index, instances.text_fold_sizes)[in_both]
+    if soft_detach:
+        images, texts, factor = images.detach(), texts.detach(), factor.detach()
+    relation, number = weigh_sides(images, texts, images, texts, factor, soft_source, in_both), in_both.cumsum(0) - 1
     shares = (direction_weight, 1 - direction_weight)
     losses, floor = [], torch.zeros_like(scale.squeeze())
-    for way, side, share in zip(directions, sides, shares, strict=True):
-        rows = side[way.query_instance]
-        losses.append(mean_of_queries(soft_losses(way, rows), way, normaliser))
-        floor = floor + share * mean_of_queries(soft_floors(way, rows.detach()), way, normaliser)
+    for way, transposed, share in zip(directions, (soft_columns == "transposed", False), shares, strict=True):
+        each, least = soft_parts(way, relation, number[way.query_instance], transposed)
+        losses.append(mean_of_queries(each, way, normaliser))
+        floor = floor + share * mean_of_queries(least, way, normaliser)
     loss = shares[0] * losses[0] + shares[1] * losses[1]
     return ObjectiveOutput(loss, named(losses) | {"kl": loss.detach() - floor})
 
@@ -152,23 +153,20 @@ def hn_nce(observed: Observations, scale: Tensor, *, alpha: Weight = 1.0, beta: 
     return ObjectiveOutput(losses[0] + losses[1], named(losses))
 
 
-def hard_negative_losses(direction: Direction, alpha: float, beta: float) -> Tensor:
+def hard_negative_losses(direction: AnyDirection, alpha: float, beta: float) -> Tensor:
     """The loss of each query, `(num_queries,)`: the mean over its positives, each against the weighted negatives."""
-    alone = direction.positives.all(dim=1)
-    negatives = direction.logits.masked_fill(direction.positives, -torch.inf).masked_fill(alone[:, None], 0)
-    count = (~direction.positives).sum(dim=1).to(negatives)
+    count = (len(direction.key_instance) - direction.num_positives).to(direction.dtype)
+    alone = count == 0
     # log of sum w e^s, with w = count e^(beta s) / sum e^(beta s)
-    hardness = (beta * negatives).masked_fill(direction.positives & ~alone[:, None], -torch.inf)
-    weighted = (negatives + hardness).logsumexp(dim=1) - hardness.logsumexp(dim=1) + count.log()
+    weighted = direction.log_sums_of_negatives(1 + beta) - direction.log_sums_of_negatives(beta) + count.log()
     weighted = weighted.masked_fill(alone, -torch.inf)
-    query, key = direction.positives.nonzero(as_tuple=True)
-    scores = direction.logits[query, key]
+    query, scores = direction.positive_scores()
     if alpha == 0:
         total = torch.where(alone[query], scores, weighted[query])
     else:
         total = torch.logaddexp(scores + math.log(alpha), weighted[query])
     losses = total - scores
-    return sum_by(losses, query, len(direction.logits)) / direction.num_positives
+    return sum_by(losses, query, len(count)) / direction.num_positives
 
 
 def named(losses: list[Tensor]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from tests.references.tiny import picture, tiny_model, tiny_processor
 
 # What a checkpoint carries: all that the model and the processor reach, flat.
 COPIED = {
+    "blockwise_mxmclr.py",
     "configuration_mxmclr.py",
     "contrast_mxmclr.py",
     "distributed_mxmclr.py",
@@ -23,11 +24,13 @@ COPIED = {
     "objectives_mxmclr.py",
     "pmrl_mxmclr.py",
     "processing_mxmclr.py",
+    "relation_mxmclr.py",
     "scale_mxmclr.py",
     "siglip_mxmclr.py",
     "softmax_objectives_mxmclr.py",
     "tcl_mxmclr.py",
     "terms_mxmclr.py",
+    "tiles_mxmclr.py",
     "towers_mxmclr.py",
     "tuple_objectives_mxmclr.py",
     "weighted_objectives_mxmclr.py",

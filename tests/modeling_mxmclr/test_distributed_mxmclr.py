@@ -97,6 +97,14 @@ def test_every_objective_is_on_two_ranks_what_it_is_in_one_process(of_two_ranks,
                 np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10 * largest, err_msg=name)
 
 
+@pytest.mark.parametrize("objective", ["mfh", "siglip", "supcon"])
+def test_two_ranks_end_with_that_gradient_by_tiles_too(two_ranks, objective):
+    fields = {"objective": objective}
+    for split in SPLITS.values():
+        answers = two_ranks.run(rank_jobs.ddp_step_by_tiles, torch.float64, fields, split)
+        assert_true_gradient(torch.float64, fields, answers)
+
+
 def test_towers_with_parameters_that_nobody_uses_do_not_stall(two_ranks):
     fields = {"vision": "dinov2", "text": "clip_text_model", "text_pooling": "mean", "vision_pooling": "mean"}
     answers = two_ranks.run(rank_jobs.ddp_step, torch.float64, fields, SPLITS["uneven"], 3)

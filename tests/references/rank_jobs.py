@@ -2,12 +2,13 @@
 
 import os
 import warnings
+from unittest import mock
 
 import torch
 from accelerate import PartialState
 from torch.nn.parallel import DistributedDataParallel
 
-from modeling_mxmclr import MXMCLRModel
+from modeling_mxmclr import MXMCLRModel, contrast_mxmclr, tiles_mxmclr
 from modeling_mxmclr.distributed_mxmclr import gather_inputs, gather_observations, gather_ragged
 from modeling_mxmclr.folds_mxmclr import Observations
 from tests.references.observed import SCALE, VARIANTS, Variant
@@ -104,6 +105,15 @@ def shared_objectives(rank: int, labels: list[str], shares: dict[str, list[list[
         )
         answers[label] = objective_gradients(VARIANTS[label], observed, inputs, gather=True)
     return answers
+
+
+def ddp_step_by_tiles(rank: int, dtype: torch.dtype, fields: dict, shares: dict):
+    """`ddp_step` whose objective holds no matrix of logits."""
+    with (
+        mock.patch.object(contrast_mxmclr, "MATRIX_LOGITS", -1),
+        mock.patch.object(tiles_mxmclr, "TILE", 3),
+    ):
+        return ddp_step(rank, dtype, fields, shares)
 
 
 def lone_evaluation(rank: int):

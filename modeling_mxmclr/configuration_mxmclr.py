@@ -9,12 +9,26 @@ from transformers.configuration_utils import SubConfigSpec
 TOWER_POOLINGS = ("auto", "pooler", "mean", "cls", "last")
 PROJECTIONS = ("linear", "mlp", "none")
 VIEW_POOLINGS = ("mean", "max", "attention")
+# Keys by which a config could name code to run or files to read that are not ours.
+FOREIGN_CODE = ("auto_map", "custom_pipelines", "trust_remote_code", "transformers_weights")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise a `ValueError` that names the field unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
+
+
+def without_foreign_code(config: Any) -> Any:
+    """The config of a tower, an object or a dict and whatever it nests, without keys that name code to run."""
+    if isinstance(config, dict):
+        return {key: without_foreign_code(value) for key, value in config.items() if key not in FOREIGN_CODE}
+    if isinstance(config, PreTrainedConfig):
+        for key in FOREIGN_CODE:
+            vars(config).pop(key, None)
+        for key, value in vars(config).items():
+            vars(config)[key] = without_foreign_code(value)
+    return config
 
 
 @strict
@@ -86,7 +100,17 @@ class MXMCLRConfig(PreTrainedConfig):
                 f"`model_type` must be {cls.model_type!r}, the checkpoint's config says {found!r}; "
                 "use `from_clip_pretrained` or `from_text_vision_pretrained` to start from another model."
             )
-        return super().from_dict(config_dict, **kwargs)
+        # No saved config says how attention is computed; one that does may name a kernel to fetch and run.
+        ours = {key: value for key, value in config_dict.items() if key != "attn_implementation"}
+        return super().from_dict(ours, **kwargs)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Build the towers' configs; neither they nor this one carry on trust in code from elsewhere."""
+        self.text_config = without_foreign_code(self.text_config)
+        self.vision_config = without_foreign_code(self.vision_config)
+        # The Auto classes look for the model's class in this config's own `auto_map`; saving writes a new one.
+        own = {"auto_map": kwargs["auto_map"]} if "auto_map" in kwargs else {}
+        super().__post_init__(**without_foreign_code(kwargs), **own)
 
     def validate_choices(self) -> None:
         """Every named choice is one that exists."""

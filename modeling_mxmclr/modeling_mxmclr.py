@@ -160,7 +160,7 @@ class MXMCLRModel(PreTrainedModel):
             ValueError: For a checkpoint that is not of a dual encoder in CLIP's form.
         """
         check_config_fields(config_fields)
-        source = AutoModel.from_pretrained(name)
+        source = AutoModel.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
         if not all(hasattr(source, part) for part in ("text_model", "vision_model", "logit_scale")):
             raise ValueError(
                 f"`from_clip_pretrained` needs a CLIP or SigLIP checkpoint, {name!r} holds a {type(source).__name__}; "
@@ -188,12 +188,23 @@ class MXMCLRModel(PreTrainedModel):
             model.visual_projection.load_state_dict(source.visual_projection.state_dict())
         return model.eval()
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """The model of a checkpoint, a Hub id or folder, as `PreTrainedModel.from_pretrained` but from safetensors alone.
+
+        Raises:
+            ValueError: When pickled weights are asked for.
+        """
+        if not kwargs.setdefault("use_safetensors", True):
+            raise ValueError("`use_safetensors` must be True, got False: weights are never unpickled; convert them.")
+        return super().from_pretrained(*args, **kwargs)
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save weights (safetensors), config and this package's source, so that the folder loads on its own."""
         if self._auto_class is not None:
             # `_auto_class` holds one name; the zero-shot pipeline looks for this one.
             zero_shot = {"AutoModelForZeroShotImageClassification": "modeling_mxmclr.MXMCLRModel"}
-            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **zero_shot}
+            self.config.auto_map = zero_shot  # transformers adds the others, all of them ours
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def get_image_features(self, pixel_values: Tensor, **keywords: Any) -> Tensor:

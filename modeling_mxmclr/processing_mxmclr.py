@@ -52,9 +52,14 @@ class MXMCLRProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """The processor of a checkpoint, a Hub id or folder; trust in its code ends here, its two parts get none of it."""
+        return super().from_pretrained(*args, **{**kwargs, "trust_remote_code": False})
+
+    @classmethod
     def from_clip_pretrained(cls, name: str) -> Self:
         """The processor that goes with `MXMCLRModel.from_clip_pretrained` of the same checkpoint."""
-        source = AutoProcessor.from_pretrained(name)
+        source = AutoProcessor.from_pretrained(name, trust_remote_code=False)
         # SigLIP pools the last position, so its texts must end where they ended in training.
         padding = "max_length" if type(source).__name__.startswith("Siglip") else "longest"
         return cls(source.image_processor, source.tokenizer, text_padding=padding)

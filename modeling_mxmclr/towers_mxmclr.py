@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from .configuration_mxmclr import without_foreign_code
+
 SHARED_KEYWORDS = ("output_attentions", "output_hidden_states")
 # Text models that no Auto class maps.
 UNMAPPED_CLASSES = {"siglip_text_model": "SiglipTextModel", "siglip2_text_model": "Siglip2TextModel"}
@@ -55,7 +57,7 @@ def load_tower(
 
     Args:
         source: A checkpoint's Hub id or folder, of one model or of a dual encoder whose half is taken; or the config of
-            a tower, an object or its dict with `model_type`, for fresh weights.
+            a tower, an object or its dict with `model_type`, for fresh weights. Only safetensors is read, and no code.
         modality: `text` or `vision`.
         pooling: How its output will be pooled, see `MXMCLRConfig`.
     """
@@ -63,10 +65,10 @@ def load_tower(
         source = AutoConfig.for_model(**source)
     if isinstance(source, PreTrainedConfig):
         return build_tower(source, pooling)
-    config = AutoConfig.from_pretrained(source)
-    config = getattr(config, f"{modality}_config", config)
+    config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    config = without_foreign_code(getattr(config, f"{modality}_config", config))
     cls = tower_class(config)
-    return cls.from_pretrained(source, config=config, **pooler_keywords(cls, pooling))
+    return cls.from_pretrained(source, config=config, use_safetensors=True, **pooler_keywords(cls, pooling))
 
 
 def tower_width(tower: PreTrainedModel, pooling: str) -> int:

@@ -24,16 +24,19 @@ SIBLINGS = {
     "version": set(),
     "configuration_mxmclr": set(),
     "folds_mxmclr": set(),
-    "contrast_mxmclr": {"folds_mxmclr"},
-    "mfh_mxmclr": {"contrast_mxmclr", "folds_mxmclr"},
+    "tiles_mxmclr": set(),
+    "blockwise_mxmclr": {"folds_mxmclr", "tiles_mxmclr"},
+    "relation_mxmclr": {"blockwise_mxmclr", "tiles_mxmclr"},
+    "contrast_mxmclr": {"blockwise_mxmclr", "folds_mxmclr", "relation_mxmclr"},
+    "mfh_mxmclr": {"contrast_mxmclr", "folds_mxmclr", "relation_mxmclr"},
     "multiview_objectives_mxmclr": {"contrast_mxmclr", "folds_mxmclr"},
     "pmrl_mxmclr": {"contrast_mxmclr", "folds_mxmclr"},
-    "siglip_mxmclr": {"contrast_mxmclr", "folds_mxmclr"},
+    "siglip_mxmclr": {"contrast_mxmclr", "folds_mxmclr", "tiles_mxmclr"},
     "softmax_objectives_mxmclr": {"contrast_mxmclr", "folds_mxmclr"},
     "tcl_mxmclr": {"contrast_mxmclr", "folds_mxmclr"},
     "terms_mxmclr": {"contrast_mxmclr", "folds_mxmclr"},
     "tuple_objectives_mxmclr": {"contrast_mxmclr", "folds_mxmclr", "multiview_objectives_mxmclr"},
-    "weighted_objectives_mxmclr": {"contrast_mxmclr", "folds_mxmclr"},
+    "weighted_objectives_mxmclr": {"contrast_mxmclr", "folds_mxmclr", "relation_mxmclr"},
     "objectives_mxmclr": {
         "contrast_mxmclr",
         "folds_mxmclr",
@@ -60,12 +63,27 @@ SIBLINGS = {
         "towers_mxmclr",
     },
     "processing_mxmclr": {"folds_mxmclr"},
+    "sentence_transformers_mxmclr": set(),
+    "probe_mxmclr": {"modeling_mxmclr", "processing_mxmclr"},
+    "adapters_mxmclr": {"modeling_mxmclr", "processing_mxmclr", "probe_mxmclr"},
 }
 # Each of these becomes a requirement of whoever loads a checkpoint with `trust_remote_code`.
 CHECKPOINT_PACKAGES = {"torch", "transformers", "huggingface_hub"}
+# And what single files may import beside them. Only the first of these goes into checkpoints.
+MORE_PACKAGES = {
+    "processing_mxmclr": {"numpy", "PIL"},
+    "probe_mxmclr": {"safetensors"},
+    "adapters_mxmclr": {"peft", "safetensors"},
+    "sentence_transformers_mxmclr": {"numpy", "PIL", "sentence_transformers"},
+}
 # What training may import beside the names that a package exports.
 OPEN_MODULES = {
-    "modeling_mxmclr": ("modeling_mxmclr.folds_mxmclr", "modeling_mxmclr.objectives_mxmclr"),
+    "modeling_mxmclr": (
+        "modeling_mxmclr.adapters_mxmclr",
+        "modeling_mxmclr.folds_mxmclr",
+        "modeling_mxmclr.objectives_mxmclr",
+        "modeling_mxmclr.probe_mxmclr",
+    ),
     "datasets_scripts": ("datasets_scripts.schema", "datasets_scripts.loading", "datasets_scripts.raw_images"),
 }
 # How `save_pretrained` finds the files to copy: in the text, so in docstrings too.
@@ -154,7 +172,7 @@ def why_not_in_library(stem: str, found: Import) -> str:
             return "write `from .name_mxmclr import x`: checkpoints are flat"
         return "" if found.module in SIBLINGS[stem] else f"{stem} may import {sorted(SIBLINGS[stem])}"
     package = found.module.partition(".")[0]
-    allowed = CHECKPOINT_PACKAGES | ({"numpy", "PIL"} if stem == "processing_mxmclr" else set())
+    allowed = CHECKPOINT_PACKAGES | MORE_PACKAGES.get(stem, set())
     if package not in allowed and package not in sys.stdlib_module_names:
         return f"checkpoints need only {sorted(allowed)}"
     return ""

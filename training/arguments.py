@@ -2,13 +2,20 @@
 
 import difflib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
+
+from training.redaction import redact
+
+# What a recipe says of its own data set, which means nothing to another one.
+DATASET_DETAILS = ("dataset_config", "data_dir", "instance_column", "image_columns", "caption_columns")
 
 
 def flag(help: str, **keywords: Any) -> Any:
@@ -128,6 +135,46 @@ class ModelArguments:
 
 
 @dataclass
+class LoraArguments:
+    """A low-rank adapter on a checkpoint of ours, in place of training all of its weights."""
+
+    lora_rank: int | None = flag(
+        "Rank of a LoRA adapter on `--model`, whose own weights stay as they are; 0 or nothing trains all weights.",
+        default=None,
+    )
+    lora_alpha: float = flag("Its updates are scaled by alpha / rank.", default=16.0)
+    lora_dropout: float = flag("Dropout probability of what goes into the adapter.", default=0.0)
+    use_rslora: bool = flag("Scale by alpha / sqrt(rank) instead, so that high ranks learn as fast.", default=False)
+    use_dora: bool = flag(
+        "Learn the length of each weight's rows beside their direction (DoRA); slower.", default=False
+    )
+    lora_towers: str = flag(
+        "Towers that get an adapter: `both`, `text` or `vision`; heads always learn.", default="both"
+    )
+    lora_targets: list[str] = field(
+        default_factory=lambda: ["auto"],
+        metadata={
+            "help": "`auto` for every linear layer and plain convolution that an embedding depends on, or regular "
+            "expressions of the ends of module names, such as `query value` or `attention\\..*`."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Check what argparse can't."""
+        changed = [each.name for each in fields(self) if getattr(self, each.name) != default_of(each)]
+        if self.lora_rank is None and changed:
+            raise ValueError(f"{changed} need a `lora_rank`; name one, or `lora_rank: 0` to train all weights.")
+        if (self.lora_rank or 0) < 0:
+            raise ValueError(f"`lora_rank` must not be negative, got {self.lora_rank}.")
+        if self.lora_alpha <= 0:
+            raise ValueError(f"`lora_alpha` must be positive, got {self.lora_alpha}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"`lora_dropout` must lie in [0, 1), got {self.lora_dropout}.")
+        if self.lora_towers not in ("both", "text", "vision"):
+            raise ValueError(f"`lora_towers` must be one of ['both', 'text', 'vision'], got {self.lora_towers!r}.")
+
+
+@dataclass
 class OptimizationArguments:
     """How long and how fast to learn, when to look, and where the run is kept."""
 
@@ -153,8 +200,12 @@ class OptimizationArguments:
     )
     seed: int = flag("Seed of weights, order, draws and dropout.", default=0)
     cpu: bool = flag("Train on the CPU even where there is an accelerator.", default=False)
-    push_to_hub: str | None = flag("Hub id that the finished run is pushed to, as whoever is logged in.", default=None)
+    push_to_hub: str | None = flag(
+        "Hub id that every kept checkpoint and the finished run are pushed to, as whoever is logged in.", default=None
+    )
     private: bool = flag("Create that repository as a private one.", default=False)
+    hub_branch: str | None = flag("Branch to push to, created where it isn't there; `main` by default.", default=None)
+    hub_tag: str | None = flag("Tag for the finished run's commit.", default=None)
 
     def __post_init__(self) -> None:
         """Check what argparse can't."""
@@ -163,10 +214,12 @@ class OptimizationArguments:
         for name in ("max_steps", "gradient_accumulation_steps", "eval_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.push_to_hub is not None:
+            check_repo_id(self.push_to_hub)
 
 
 HALVES = ("text_model", "text_config", "vision_model", "vision_config")
-GROUPS = (DataArguments, ModelArguments, OptimizationArguments)
+GROUPS = (DataArguments, ModelArguments, LoraArguments, OptimizationArguments)
 
 
 @dataclass(frozen=True)
@@ -175,12 +228,39 @@ class Arguments:
 
     data: DataArguments
     model: ModelArguments
+    lora: LoraArguments
     optimization: OptimizationArguments
     recipe: str | None
 
+    def __post_init__(self) -> None:
+        """Check what one group asks of another."""
+        if not self.lora.lora_rank:
+            return
+        if not self.model.model:
+            raise ValueError("`lora_rank` needs `model`, a saved checkpoint of ours, for the adapter to refer to.")
+        for name in ("freeze_text_tower", "freeze_vision_tower"):
+            if getattr(self.model, name) != "none":
+                raise ValueError(
+                    f"`{name}` and `lora_rank` exclude each other: LoRA freezes all of the base. Choose what learns by "
+                    "`lora_towers` and `lora_targets`."
+                )
+
     def as_dict(self) -> dict[str, Any]:
         """Every flag and its value, in a recipe's form."""
-        return {**vars(self.data), **vars(self.model), **vars(self.optimization)}
+        return {**vars(self.data), **vars(self.model), **vars(self.lora), **vars(self.optimization)}
+
+
+def check_repo_id(name: str) -> None:
+    """Raise unless this can be the id of a repository on the Hub: after hours of training it is late to learn that."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"`push_to_hub` must be a Hub id such as 'org/name', got {redact(name)!r}.") from error
+
+
+def default_of(setting: Field) -> Any:
+    """The default of a dataclass field."""
+    return setting.default if setting.default_factory is MISSING else setting.default_factory()
 
 
 def read_mapping(name: str, value: str | None) -> Any:
@@ -207,18 +287,25 @@ def parse_arguments(arguments: Sequence[str], usage: str) -> Arguments:
     parser.usage = "accelerate launch training/train.py [RECIPE.yaml] [--flag value ...]"
     recipe = arguments[0] if arguments and not arguments[0].startswith("-") else None
     flags = list(arguments[1:] if recipe else arguments)
-    data, model, optimization, unknown = parser.parse_args_into_dataclasses(
-        recipe_flags(recipe) + flags, look_for_args_file=False, return_remaining_strings=True
+    data, model, lora, optimization, unknown = parser.parse_args_into_dataclasses(
+        recipe_flags(recipe, without=DATASET_DETAILS if names_dataset(flags) else ()) + flags,
+        look_for_args_file=False,
+        return_remaining_strings=True,
     )
     if unknown:
         name = unknown[0].removeprefix("--").partition("=")[0]
         raise ValueError(f"Unknown flag {unknown[0]!r}; {hint_for(name)}")
     if optimization.output_dir is None:
         optimization.output_dir = str(Path("runs") / (Path(recipe).stem if recipe else "train"))
-    return Arguments(data, model, optimization, recipe)
+    return Arguments(data, model, lora, optimization, recipe)
 
 
-def recipe_flags(recipe: str | None) -> list[str]:
+def names_dataset(flags: Sequence[str]) -> bool:
+    """Whether a command line names a data set, in place of the recipe's and of all that describes it."""
+    return any(word.partition("=")[0] == "--dataset" for word in flags)
+
+
+def recipe_flags(recipe: str | None, without: Collection[str] = ()) -> list[str]:
     """A recipe as the flags that say the same, so that both are checked in one place."""
     if recipe is None:
         return []
@@ -232,7 +319,7 @@ def recipe_flags(recipe: str | None) -> list[str]:
     for key, value in settings.items():
         if key not in flag_names():
             raise ValueError(f"Recipe {recipe!r} has an unknown key `{key}`; {hint_for(str(key))}")
-        if value is not None:
+        if value is not None and key not in without:
             flags += as_flags(key, value)
     return flags
 

@@ -13,6 +13,7 @@ from transformers.utils import cached_file
 
 from datasets_scripts.loading import load_multifold
 from modeling_mxmclr import MXMCLRConfig, MXMCLRModel, MXMCLRProcessor
+from modeling_mxmclr.adapters_mxmclr import adapted_model, holds_adapter, load_adapter
 from training.arguments import DataArguments
 from training.data import RawRows, named_splits
 from training.models import resolve_checkpoint
@@ -91,15 +92,16 @@ def load_rows(arguments: argparse.Namespace) -> RawRows:
 
 
 def load_checkpoint(name: str, device: torch.device | str = "cpu") -> tuple[MXMCLRModel, MXMCLRProcessor]:
-    """A model in eval mode, and its processor.
+    """A model in eval mode, and its processor; an adapter comes on its base, once it is verified.
 
     Raises:
-        ValueError: When the checkpoint is not one of ours.
+        ValueError: When the checkpoint is not one of ours, or an adapter doesn't do what it did when it was saved.
     """
-    model: Any = AutoModel.from_pretrained(resolve_checkpoint(name))
+    source = resolve_checkpoint(name)
+    model: Any = adapted_model(load_adapter(source)) if holds_adapter(source) else AutoModel.from_pretrained(source)
     if model.config.model_type != MXMCLRConfig.model_type:
         raise ValueError(f"{name!r} holds a {type(model).__name__}, not an MXMCLRModel; train one first.")
-    return model.to(device).eval(), AutoProcessor.from_pretrained(resolve_checkpoint(name))
+    return model.to(device).eval(), AutoProcessor.from_pretrained(source)
 
 
 def revision_of(name: str) -> str:

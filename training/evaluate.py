@@ -29,6 +29,7 @@ from training.compare import compare, format_comparison
 from training.evaluation import evaluate_checkpoint
 from training.html_report import comparison_page, report_page
 from training.protocol import DEFAULT_PROTOCOL, Protocol, load_protocol, protocol_names
+from training.redaction import redact_uncaught_errors
 from training.retrieval import Report
 from training.score_tables import format_table
 
@@ -116,5 +117,6 @@ def write_text(path: str, text: str) -> None:
 
 
 if __name__ == "__main__":
+    redact_uncaught_errors()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else each forked loader process warns
     main(sys.argv[1:])

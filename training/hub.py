@@ -1,200 +1,294 @@
-"""The model card of a run, filled from JSON alone, and the push of a run folder to the Hub."""
+"""Pushes to the Hub: only what belongs there, one commit a checkpoint, in the background, and never at a run's cost."""
 
-import html
-import json
-import re
-from collections.abc import Mapping, Sequence
+import logging
+import os
+import shlex
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
-from urllib.parse import quote
+from threading import Condition, Thread
+from typing import NamedTuple
 
-import yaml
-from huggingface_hub import EvalResult, HfApi, ModelCardData
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import disable_progress_bars
+from tqdm import tqdm
 
-from training.retrieval import Report
-from training.score_tables import describe_gallery, directions_of, fraction_names, table_rows
+from training.redaction import redact
 
-TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "template.md"
-TAGS = ["mxmclr", "multifold", "contrastive-learning", "image-text-retrieval"]
+logger = logging.getLogger(__name__)
 
-
-class Towers(TypedDict):
-    """What the two towers are, in words: a checkpoint, or a model type and that it started from scratch."""
-
-    text: str
-    vision: str
-
-
-class DatasetUsed(TypedDict):
-    """The data set of a run."""
-
-    name: str
-    fingerprint: str
-    sizes: dict[str, int]  # instances by split
-    split: str  # the one that `metrics` is about
-    hub_id: NotRequired[str]
+# Whatever is not named here stays on this machine: logs, TensorBoard, optimiser states, embeddings, half-written files.
+PUSHED = (
+    "README.md", "run.json", "metrics.json", "best.json", "arguments.yaml", "history.jsonl",
+    "curves.png", "retrieval.png", "budget.png", ".eval_results/*.yaml",
+    "config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json",
+    "adapter_config.json", "adapter_model.safetensors", "probe.json", "probe.safetensors",
+    "processor_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
+    "*_mxmclr.py",
+)  # fmt: skip
+MODEL_FILES = ("config.json", "adapter_config.json")
+WAITS = (1, 5, 20, 60)  # seconds before each further attempt
+# Refusals that may pass: too slow, a commit of somebody else in between, too many requests.
+PASSING_REFUSALS = (408, 409, 412, 423, 425, 429)
 
 
-class Run(TypedDict):
-    """All that a card says of a run, as JSON; file names are relative to the run folder."""
+@dataclass(frozen=True)
+class Destination:
+    """A place on the Hub."""
 
-    model_name: str
-    objective: str
-    towers: Towers
-    parameters: int
-    dataset: DatasetUsed
-    arguments: dict[str, Any]  # as resolved
-    command: str
-    git_revision: str
-    hardware: str
-    versions: dict[str, str]  # by package
-    steps: int
-    seconds: float  # of training
-    metrics: Report
-    repo_id: NotRequired[str]
-    license: NotRequired[str]
-    base_models: NotRequired[list[str]]  # Hub ids
-    curves: NotRequired[str]
-    grid: NotRequired[str]
-    captions: NotRequired[list[str]]  # of the grid, from the top
+    repo_id: str
+    private: bool = False  # if it has to be created
+    branch: str | None = None  # created where it isn't there; `main` by default
+    tag: str | None = None  # of the last commit
+
+    def command(self, run_dir: Path | str) -> str:
+        """The command that pushes a run there."""
+        words = ["python", "training/push.py", str(run_dir), "--repo_id", self.repo_id]
+        words += ["--private"] if self.private else []
+        words += ["--branch", self.branch] if self.branch else []
+        words += ["--tag", self.tag] if self.tag else []
+        return shlex.join(words)
 
 
-def render_card(run: Run) -> str:
-    """The card of a run: YAML metadata with its results, then Markdown in which free text can't act as markup.
+def model_folder(run_dir: Path | str) -> Path:
+    """The folder to push of a run: its own, or the checkpoint that an unfinished run kept last.
 
     Raises:
-        ValueError: If `run` lacks a key or has one that no card knows.
+        ValueError: If there is no saved model.
     """
-    _check_keys(run, Run)
-    _check_keys(run["dataset"], DatasetUsed)
-    # `finalize` escapes every value that a filter below did not make safe for its place.
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_escaped)
-    environment.filters |= {
-        "code": code_span,
-        "duration": duration,
-        "link": lambda path: Markup(quote(path)),
-        "literal": lambda text: Markup(json.dumps(text)),
-        "shell_block": lambda text: code_block(text, "shell"),
-        "yaml_block": lambda value: code_block(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), "yaml"),
-    }
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        run,
-        metadata=Markup(card_metadata(run).to_yaml()),
-        description=describe_gallery(run["metrics"]),
-        table=table_rows(run["metrics"]),
-        load_from=run.get("repo_id", "path/to/this/folder"),
+    for folder in (Path(run_dir), Path(run_dir) / "checkpoints" / "best"):
+        if any((folder / name).is_file() for name in MODEL_FILES):
+            return folder
+    raise ValueError(
+        f"`run_dir` must hold a saved model or adapter, {str(run_dir)!r} has no config.json; train first."
     )
 
 
-def card_metadata(run: Run) -> ModelCardData:
-    """The metadata block, with the scores of every direction as its model index."""
-    dataset = run["dataset"]
-    return ModelCardData(
-        library_name="transformers",
-        pipeline_tag="zero-shot-image-classification",
-        license=run.get("license"),
-        tags=TAGS,
-        base_model=run.get("base_models"),
-        datasets=[dataset["hub_id"]] if "hub_id" in dataset else None,
-        model_name=run["model_name"],
-        eval_results=_eval_results(run["metrics"], dataset),
-    )
+def pushed_files(folder: Path) -> dict[str, Path]:
+    """The files that belong on the Hub, by their name there."""
+    files = [*folder.iterdir(), *folder.glob(".eval_results/*")]
+    named = {path.relative_to(folder).as_posix(): path for path in files if path.is_file()}
+    return {name: named[name] for name in sorted(named) if is_pushed(name)}
 
 
-def save_run_card(run_dir: Path | str, run: Run) -> Path:
-    """Write the card as `README.md` of the run folder, and return its path."""
-    path = Path(run_dir) / "README.md"
-    path.write_text(render_card(run), encoding="utf-8")
-    return path
+def is_pushed(name: str) -> bool:
+    """Whether a file of this name belongs on the Hub."""
+    return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in PUSHED)
 
 
-def push_run(
-    run_dir: Path | str, repo_id: str, private: bool = False, ignore_patterns: Sequence[str] | None = None
-) -> str:
-    """Upload a run folder to the Hub, as whoever is logged in there, and return the address of the commit.
+def push_folder(folder: Path | str, to: Destination, message: str, api: HfApi | None = None) -> str:
+    """Upload a folder's files in one commit, as whoever is logged in, and return the commit's address.
+
+    Files of ours that an earlier commit has and this folder hasn't go in the same commit; all others stay.
 
     Raises:
-        ValueError: If the folder holds no model.
+        ValueError: If the folder holds no model, or the tag already names another commit.
     """
-    if not (Path(run_dir) / "config.json").is_file():
-        raise ValueError(f"`run_dir` must hold a saved model, {str(run_dir)!r} has no config.json; train first.")
-    api = HfApi()
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    ignored = list(ignore_patterns) if ignore_patterns else None
-    commit = api.upload_folder(
-        repo_id=repo_id, folder_path=run_dir, ignore_patterns=ignored, commit_message="Upload the run"
+    api, files = api or HfApi(), pushed_files(model_folder(folder))
+    repo_id = open_repository(to, api)
+    old = [name for name in api.list_repo_files(repo_id, revision=to.branch) if is_pushed(name) and name not in files]
+    adds = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()]
+    commit = api.create_commit(
+        repo_id,
+        [*adds, *(CommitOperationDelete(path_in_repo=name) for name in old)],
+        commit_message=redact(message),
+        revision=to.branch,
     )
-    return commit.commit_url
+    if to.tag:
+        put_tag(api, repo_id, to.tag, commit.oid)
+    return str(commit.commit_url)
 
 
-def escape_markdown(text: str) -> str:
-    r"""Text on one line that shows as it is, in a paragraph, a list or a table cell.
+def open_repository(to: Destination, api: HfApi) -> str:
+    """Create the repository and the branch where they aren't there, and return the full id."""
+    repo_id = api.create_repo(to.repo_id, private=to.private or None, exist_ok=True).repo_id
+    if to.branch:
+        api.create_branch(repo_id, branch=to.branch, exist_ok=True)
+    return repo_id
 
-    Example:
-        >>> escape_markdown("<script> | *a*")
-        '&lt;script&gt; \\| \\*a\\*'
+
+def put_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
+    """Let a tag name a commit.
+
+    Raises:
+        ValueError: If it names another one: who relies on a tag must not get other weights by it.
     """
-    line = html.escape(" ".join(text.split()), quote=False)
-    escaped = re.sub(r"([\\`*_\[\]|~#$])", r"\\\1", line)
-    return re.sub(r"^(\d*)([-+.)])(?=\s|$)", r"\1\\\2", escaped)  # no list within a list
+    found = {ref.name: ref.target_commit for ref in api.list_repo_refs(repo_id).tags}
+    if tag not in found:
+        api.create_tag(repo_id, tag=tag, revision=commit)
+    elif found[tag] != commit:
+        raise ValueError(f"The tag {tag!r} of {repo_id} names commit {found[tag][:12]} already; choose another tag.")
 
 
-def code_span(text: str) -> Markup:
-    """Text as inline code, whatever backticks it holds."""
-    line = " ".join(text.split())
-    fence = "`" * (_longest_run_of_backticks(line) + 1)
-    return Markup(f"{fence}{line}{fence}" if fence == "`" else f"{fence} {line} {fence}")
+class Snapshot(NamedTuple):
+    """A checkpoint as it was when its push was asked for."""
+
+    folder: Path
+    message: str
+    is_last: bool
+
+    def remove(self) -> None:
+        """Free its disk."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def code_block(text: str, language: str) -> Markup:
-    """Text as a fenced block, whatever fences it holds."""
-    fence = "`" * max(3, _longest_run_of_backticks(text) + 1)
-    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")
+def take_snapshot(folder: Path, below: Path, message: str, is_last: bool) -> Snapshot:
+    """A private copy of what is pushed of a folder; weights, which nobody writes to in place, are linked."""
+    snapshot = Snapshot(Path(tempfile.mkdtemp(prefix=".push-", dir=below)), message, is_last)
+    try:
+        for name, path in pushed_files(folder).items():
+            target = snapshot.folder / name
+            target.parent.mkdir(exist_ok=True)
+            if path.suffix != ".safetensors" or not _linked(path, target):
+                shutil.copy2(path, target)
+    except OSError:
+        snapshot.remove()
+        raise
+    return snapshot
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the two largest units that they fill.
+def _linked(path: Path, target: Path) -> bool:
+    """Whether the file system could give a file a second name."""
+    with suppress(OSError):
+        os.link(path, target)
+        return True
+    return False
 
-    Example:
-        >>> duration(7.4), duration(692), duration(7384)
-        ('7 s', '11 min 32 s', '2 h 3 min')
+
+@dataclass
+class Pusher:
+    """Pushes checkpoints of a run from a thread of its own, the newest first; a failure is logged, never raised.
+
+    A push waits for the one before it. Of several that wait, the newest is made, and the others are left out; so is one
+    that keeps failing when a newer one comes. `finish` ends the thread.
+
+    Args:
+        run_dir: Folder of the run, where snapshots are kept until they are pushed.
+        to: Where to.
+        api: Client of the Hub.
+        waits: Seconds before each further attempt.
     """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+    run_dir: Path
+    to: Destination
+    api: HfApi = field(default_factory=HfApi)
+    waits: tuple[float, ...] = WAITS
+
+    def __post_init__(self) -> None:
+        """Start the thread."""
+        disable_progress_bars()  # of uploads, which would break into the bar of the training
+        self._news = Condition()
+        self._waiting: Snapshot | None = None
+        self._is_closing = False
+        self._not_taken: str | None = None  # why there is no snapshot of the newest checkpoint
+        self._failure: str | None = None  # why the newest snapshot was not pushed
+        self._thread = Thread(target=self._work, name="push to the Hub", daemon=True)
+        self._thread.start()
+
+    def push(self, folder: Path, message: str, is_last: bool = False) -> None:
+        """Take a snapshot of a folder, and have it pushed; the last one of a run gets the tag."""
+        try:
+            snapshot = take_snapshot(folder, self.run_dir, message, is_last)
+        except OSError as error:  # a full disk, say
+            logger.error("The files to push could not be copied, the run goes on: %s", error)
+            self._not_taken = redact(str(error))
+            return
+        with self._news:
+            self._not_taken = None
+            if self._waiting is not None:
+                self._waiting.remove()
+            self._waiting = snapshot
+            self._news.notify_all()
+
+    def finish(self) -> bool:
+        """Wait until all is pushed, and return whether the last push was made; a failed one is logged with its cure."""
+        with self._news:
+            self._is_closing = True
+            self._news.notify_all()
+        name = redact(self.to.repo_id)
+        if self._thread.is_alive():
+            logger.info("Waiting for the last push to %s.", name)
+        failure = None
+        try:
+            with tqdm(desc=f"pushing to {name}", bar_format="{desc}: {elapsed}", leave=False, disable=None) as line:
+                while self._thread.is_alive():
+                    self._thread.join(0.5)
+                    line.refresh()
+        except KeyboardInterrupt:
+            failure = "interrupted"
+        failure = failure or self._not_taken or self._failure
+        if failure:
+            command = redact(self.to.command(self.run_dir))
+            logger.error(
+                "The run is complete in %s, but its last push failed: %s\nRepeat it by: %s",
+                self.run_dir,
+                failure,
+                command,
+            )
+        return failure is None
+
+    def _work(self) -> None:
+        self._try_access()
+        while (snapshot := self._next()) is not None:
+            try:
+                self._failure = self._push(snapshot)
+            finally:
+                snapshot.remove()
+
+    def _try_access(self) -> None:
+        """Say at the start, not after hours, that a push has little hope."""
+        try:
+            open_repository(self.to, self.api)
+        except Exception as error:  # the same may work later
+            logger.warning(
+                "%s can't be opened on the Hub: %s\nAre you logged in (`hf auth login`), with a token that may write there? "
+                "The run goes on, and its pushes will be tried.", self.to.repo_id, redact(str(error)),
+            )  # fmt: skip
+
+    def _next(self) -> Snapshot | None:
+        """The newest snapshot, once there is one; None when there will be no more."""
+        with self._news:
+            self._news.wait_for(lambda: self._waiting is not None or self._is_closing)
+            snapshot, self._waiting = self._waiting, None
+            return snapshot
+
+    def _push(self, snapshot: Snapshot) -> str | None:
+        """Push a snapshot, several times if need be, and return why it failed."""
+        to = self.to if snapshot.is_last else Destination(self.to.repo_id, self.to.private, self.to.branch)
+        failure = None
+        for wait in (*self.waits, None):
+            try:
+                logger.info("Pushed to %s", push_folder(snapshot.folder, to, snapshot.message, self.api))
+                return None
+            except Exception as error:  # whatever the network does, the run goes on
+                error = root_of(error)
+                failure = redact(f"{type(error).__name__}: {error}")
+                if wait is None or not may_pass(error) or self._is_outdated(wait):
+                    break
+                logger.warning("Push %r failed, trying again: %s", snapshot.message, failure)
+        logger.warning("Push %r was given up, the run goes on: %s", snapshot.message, failure)
+        return failure
+
+    def _is_outdated(self, wait: float) -> bool:
+        """Whether a newer snapshot came within some seconds."""
+        with self._news:
+            return self._news.wait_for(lambda: self._waiting is not None, timeout=wait)
 
 
-def _escaped(value: Any) -> Any:
-    return escape_markdown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+def root_of(error: Exception) -> Exception:
+    """What the Hub answered, where the client wraps it into an error of a file's upload."""
+    is_wrapper = type(error) is RuntimeError and isinstance(error.__cause__, Exception)
+    return error.__cause__ if is_wrapper else error  # type: ignore[return-value]
 
 
-def _longest_run_of_backticks(text: str) -> int:
-    return max(map(len, re.findall("`+", text)), default=0)
-
-
-def _eval_results(report: Report, dataset: DatasetUsed) -> list[EvalResult]:
-    return [
-        EvalResult(
-            task_type="image-text-retrieval",
-            dataset_type=dataset.get("hub_id", dataset["name"]),
-            dataset_name=dataset["name"],
-            dataset_split=dataset["split"],
-            metric_type=name,
-            metric_name=f"{title} {name.upper()} ({report['protocol']['name']})",
-            metric_value=round(report[direction][name], 4),
-        )
-        for direction, title in directions_of(report).items()
-        for name in fraction_names(report)
-        if name in report[direction]
-    ]
-
-
-def _check_keys(value: Mapping[str, Any], schema: Any) -> None:
-    missing = schema.__required_keys__ - value.keys()
-    unknown = value.keys() - schema.__required_keys__ - schema.__optional_keys__
-    if missing or unknown:
-        raise ValueError(f"`{schema.__name__}` lacks {sorted(missing)} and does not know {sorted(unknown)}.")
+def may_pass(error: Exception) -> bool:
+    """Whether the same push may succeed later: not where the Hub or we refused it for what it is."""
+    if isinstance(error, HfHubHTTPError) and error.response is not None:
+        status = error.response.status_code
+        return status >= 500 or status in PASSING_REFUSALS
+    return not isinstance(error, ValueError | HFValidationError)

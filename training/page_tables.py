@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from training.evaluation import Evaluation
-from training.hub import duration
+from training.markdown import duration
 from training.multifold_retrieval.bootstrap import bootstrap_intervals
 from training.multifold_retrieval.metrics import QueryScores
 from training.retrieval import Report

@@ -12,15 +12,19 @@ from torch import Tensor, nn
 
 from modeling_mxmclr import MXMCLRModel
 from training.arguments import Arguments
+from training.card import Failure, Run
+from training.card_plan import plan_of
 from training.data import RawRows, decode_image
-from training.hub import Run
+from training.dataset_used import describe_dataset
+from training.failures import worst_queries
 from training.models import is_frozen
 from training.neighbours import nearest_instances, sample_queries
 from training.plots import GridQuery, GridResult
-from training.retrieval import Report
+from training.protocol import DEFAULT_PROTOCOL, load_protocol
+from training.retrieval import Report, score_search
 from training.run_folder import git_revision
 from training.score_tables import directions_of
-from training.searches import Embeddings
+from training.searches import Embeddings, searches
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "mxmclr")
 
@@ -106,46 +110,54 @@ def draw_queries(embeddings: Embeddings, rows: RawRows, count: int = 8, k: int =
     return queries
 
 
+def find_failures(embeddings: Embeddings, count: int = 5) -> list[Failure]:
+    """The captions that find their own instance last, worst first, one an instance, and what they find instead."""
+    protocol = load_protocol(DEFAULT_PROTOCOL)
+    search = searches(embeddings, protocol)["text_to_instance"]
+    scores = score_search(search, protocol)
+    ranks = scores.values["rank"]
+    worst = worst_queries(ranks, scores.group_ids, count)
+    rows = [int(search.queries.rows_of(int(scores.query_rows[place]))[0]) for place in worst]
+    found = nearest_instances(embeddings, rows, k=1) if rows else []
+    return [
+        {
+            "query": embeddings.captions[row],
+            "instance_id": embeddings.instance_ids[int(scores.group_ids[place])],
+            "rank": ranks[place].item(),
+            "first": first.instance_id,
+        }
+        for place, row, (first,) in zip(worst, rows, found, strict=True)
+    ]
+
+
 def describe_run(
     arguments: Arguments,
     model: MXMCLRModel,
     splits: Mapping[str, RawRows],
     split: str,
-    report: Report,
+    report: Report | None,
     seconds: float,
-    queries: Sequence[GridQuery],
+    queries: Sequence[GridQuery] = (),
+    failures: Sequence[Failure] = (),
 ) -> Run:
-    """All that the card says of a run."""
-    towers = {
-        modality: getattr(arguments.model, f"{modality}_model")
-        or arguments.model.model
-        or arguments.model.clip_model
-        or f"{getattr(model.config, f'{modality}_config').model_type}, from scratch"
-        for modality in ("text", "vision")
-    }
-    return {
-        "model_name": arguments.optimization.output_dir.rstrip("/").rpartition("/")[2],  # type: ignore[union-attr]
-        "objective": arguments.model.objective,
-        "towers": {"text": towers["text"], "vision": towers["vision"]},
+    """All that the card says of a run, with scores of `split` where there are any, and pictures where `queries` has some."""
+    run: Run = {
+        **plan_of(arguments, shlex.join(["accelerate", "launch", "training/train.py", *sys.argv[1:]])),
         "parameters": count_parameters(model)[0],
-        "dataset": {
-            "name": " ".join(filter(None, (arguments.data.dataset, arguments.data.dataset_config))),
-            "fingerprint": splits["train"].fingerprint,
-            "sizes": {name: len(rows) for name, rows in splits.items()},
-            "split": split,
-        },
-        "arguments": arguments.as_dict(),
-        "command": shlex.join(["accelerate", "launch", "training/train.py", *sys.argv[1:]]),
+        "dataset": describe_dataset(arguments.data, splits, split),
         "git_revision": git_revision(),
         "hardware": describe_hardware(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "steps": arguments.optimization.max_steps,
         "seconds": seconds,
-        "metrics": report,
-        "curves": "curves.png",
-        "grid": "retrieval.png",
-        "captions": [query.caption for query in queries],
     }
+    if report is not None:
+        run["metrics"] = report
+    if queries:
+        run["curves"], run["grid"] = "curves.png", "retrieval.png"
+        run["captions"] = [query.caption for query in queries]
+        run["failures"], run["budget"] = list(failures), "budget.png"
+    return run
 
 
 def describe_hardware() -> str:

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
+from training.lora import Adapter
+from training.redaction import redacted
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -30,7 +32,7 @@ class RunFolder:
 
     def write_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Keep the resolved arguments, as a recipe that repeats the run."""
-        text = yaml.safe_dump(dict(arguments), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(redacted(dict(arguments)), sort_keys=False, allow_unicode=True)
         (self.path / "arguments.yaml").write_text(text, encoding="utf-8")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -40,8 +42,8 @@ class RunFolder:
         with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
-    def save_checkpoint(self, name: str, model: MXMCLRModel, processor: MXMCLRProcessor) -> Path:
-        """Save model and processor as `checkpoints/name`, which a run that dies leaves as it was or as it will be."""
+    def save_checkpoint(self, name: str, model: MXMCLRModel | Adapter, processor: MXMCLRProcessor) -> Path:
+        """Save model, or adapter, and processor as `checkpoints/name`, which a run that dies leaves as it was or as it will be."""
         target = self.path / "checkpoints" / name
         beside = target.with_name(f".{name}.unfinished")
         shutil.rmtree(beside, ignore_errors=True)
@@ -58,9 +60,13 @@ class RunFolder:
         checkpoint.rmdir()
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file for people and programs."""
-        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-        (self.path / name).write_text(text, encoding="utf-8")
+        """Write a JSON file of the run."""
+        write_json(self.path / name, value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people and programs, without secrets."""
+    path.write_text(json.dumps(redacted(value), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def move_aside(path: Path) -> Path | None:

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # Launched by path, this file's folder comes first, where `evaluate` would be ours instead of the package.
@@ -37,6 +37,9 @@ from datasets_scripts.loading import load_multifold
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
 from training.arguments import Arguments, parse_arguments
 from training.augmentation import Augmentation
+from training.budget_curves import BudgetSettings, budget_curves
+from training.budget_plots import plot_budgets
+from training.card import save_run_card
 from training.data import (
     EpochRows,
     FoldCollator,
@@ -48,18 +51,29 @@ from training.data import (
 )
 from training.encoding import encode_rows
 from training.frozen_text import FrozenTextFeatures
-from training.hub import push_run, save_run_card
+from training.hub import Destination, Pusher
 from training.initial_embeddings import encode_sample, save_initial_embeddings
+from training.lora import Adapter, attach_adapter, describe_adapter, load_checkpoint
 from training.models import build_model, image_size_of, is_frozen, set_training_mode
 from training.optimization import build_optimizer
 from training.plots import plot_curves, retrieval_grid
-from training.report import describe_plan, describe_run, draw_queries, flat_scores, relations_per_observation
+from training.redaction import RedactingFormatter, redact_uncaught_errors
+from training.report import (
+    describe_plan,
+    describe_run,
+    draw_queries,
+    find_failures,
+    flat_scores,
+    relations_per_observation,
+)
 from training.retrieval import Report, retrieval_report
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, write_json
 from training.score_tables import format_table
 from training.searches import Embeddings
 
 logger = get_logger(__name__)
+
+CARD_BUDGETS = BudgetSettings(poolings=("mean",), draws=2, resamples=200)  # `training/budgets.py` measures them well
 
 
 @dataclass
@@ -71,8 +85,11 @@ class Session:
     splits: dict[str, RawRows]
     model: MXMCLRModel
     processor: MXMCLRProcessor
+    adapter: Adapter | None  # within the model, whose own weights then stay as they are
     frozen_text: FrozenTextFeatures | None
     folder: RunFolder | None  # of the main process alone
+    pusher: Pusher | None  # of the main process alone, where the run is pushed
+    started: float = field(default_factory=time.monotonic)
 
 
 def main(words: Sequence[str]) -> None:
@@ -83,9 +100,8 @@ def main(words: Sequence[str]) -> None:
     session = prepare(arguments, accelerator, folder)
     views, captions = (fold_count(getattr(arguments.data, f"{kind}_per_instance")) for kind in ("views", "captions"))
     logger.info("About to train:\n%s", describe_plan(arguments, session.splits, session.model, views, captions))
-    started = time.monotonic()
     train(session, build_loader(session, views, captions))
-    finish(session, time.monotonic() - started)
+    finish(session, time.monotonic() - session.started)
     accelerator.end_training()
 
 
@@ -103,8 +119,10 @@ def start(arguments: Arguments) -> Accelerator:
     if accelerator.device.type == "cpu":
         # `accelerate launch` gives each process of a CPU run one thread unless told otherwise.
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    for noisy in ("httpx", "datasets", "transformers", "PIL", "matplotlib", "fsspec"):
+    logging.basicConfig(level=logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    for noisy in ("httpx", "httpx2", "datasets", "transformers", "PIL", "matplotlib", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not accelerator.is_main_process:
         transformers_logging.disable_progress_bar()
@@ -117,7 +135,7 @@ def open_folder(arguments: Arguments) -> RunFolder:
     """The run folder, with the log and the resolved arguments in it."""
     folder = RunFolder(arguments.optimization.output_dir or "")
     handler = logging.FileHandler(folder.path / "train.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(handler)
     if folder.moved_to:
         logger.info("An earlier run in %s was moved to %s.", folder.path, folder.moved_to)
@@ -134,6 +152,9 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
     captions = (caption for fold in splits["train"].column("captions") for caption in fold)
     transformers_logging.set_verbosity_error()  # of each fresh head and unused key of a pretrained tower
     model, processor = build_model(arguments.model, captions)
+    adapter = attach_adapter(model, processor, arguments.lora) if arguments.lora.lora_rank else None
+    if adapter is not None:
+        logger.info("Only an adapter learns:\n%s", describe_adapter(adapter))
     if options.gradient_checkpointing:
         model.activation_checkpointing_enable()
     model.to(accelerator.device)
@@ -146,7 +167,17 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
         save_initial_embeddings(sample, folder.path)
     # Equal weights on every rank so far; from here on each drops out its own units.
     set_seed(options.seed, device_specific=True)
-    return Session(arguments, accelerator, splits, model, processor, frozen_text, folder)
+    pusher = open_pusher(arguments, folder)
+    return Session(arguments, accelerator, splits, model, processor, adapter, frozen_text, folder, pusher)
+
+
+def open_pusher(arguments: Arguments, folder: RunFolder | None) -> Pusher | None:
+    """What pushes kept checkpoints in the background, where that was asked for."""
+    options = arguments.optimization
+    if folder is None or options.push_to_hub is None:
+        return None
+    to = Destination(options.push_to_hub, options.private, options.hub_branch, options.hub_tag)
+    return Pusher(folder.path, to)
 
 
 def final_split(splits: Mapping[str, RawRows]) -> str:
@@ -293,7 +324,7 @@ def evaluate(session: Session, model: MXMCLRModel, split: str) -> tuple[Embeddin
 
 def evaluate_and_keep(session: Session, step: int, best: float) -> float:
     """Score the validation split, keep the checkpoint, and return the best score so far."""
-    score = best
+    score, report = best, None
     if "validation" in session.splits:
         embeddings, report = evaluate(session, session.model, "validation")
         scores = flat_scores(report)
@@ -301,12 +332,28 @@ def evaluate_and_keep(session: Session, step: int, best: float) -> float:
         score = chosen_score(scores, session.arguments.optimization.best_metric)
         show_retrieval(session, embeddings, step)
     if session.folder is not None:
-        session.folder.save_checkpoint("last", session.model, session.processor)
+        kept = session.adapter or session.model
+        session.folder.save_checkpoint("last", kept, session.processor)
         if score > best or "validation" not in session.splits:
-            session.folder.save_checkpoint("best", session.model, session.processor)
+            checkpoint = session.folder.save_checkpoint("best", kept, session.processor)
             session.folder.write_json("best.json", {"step": step, session.arguments.optimization.best_metric: score})
+            share(session, checkpoint, step, report)
     set_training_mode(session.model)
     return max(score, best)
+
+
+def share(session: Session, checkpoint: Path, step: int, report: Report | None) -> None:
+    """Lay the card so far beside a kept checkpoint, so that it can be loaded and checked by itself; push both if asked to."""
+    arguments, seconds = session.arguments, time.monotonic() - session.started
+    split = "train" if report is None else "validation"
+    run = describe_run(arguments, session.model, session.splits, split, report, seconds)
+    run["steps"], run["unfinished"] = step, {"step": step, "of": arguments.optimization.max_steps}
+    write_json(checkpoint / "run.json", run)
+    save_run_card(checkpoint, run)
+    if report is not None:
+        write_json(checkpoint / "metrics.json", {"split": split, **report})
+    if session.pusher is not None:
+        session.pusher.push(checkpoint, f"Checkpoint of step {step}")
 
 
 def chosen_score(scores: dict[str, float], name: str) -> float:
@@ -336,7 +383,7 @@ def finish(session: Session, seconds: float) -> None:
     """Score the best checkpoint on the test split, once, and fill the run folder."""
     session.accelerator.wait_for_everyone()
     output_dir = Path(session.arguments.optimization.output_dir or "")
-    best = MXMCLRModel.from_pretrained(output_dir / "checkpoints" / "best").to(session.accelerator.device)
+    best = load_checkpoint(output_dir / "checkpoints" / "best").to(session.accelerator.device)
     split = final_split(session.splits)
     embeddings, report = evaluate(session, best, split)
     if session.folder is None:
@@ -347,26 +394,18 @@ def finish(session: Session, seconds: float) -> None:
     queries = draw_queries(embeddings, session.splits[split])
     retrieval_grid(queries, path / "retrieval.png")
     plot_curves(session.folder.history, path / "curves.png")
-    run = describe_run(session.arguments, best, session.splits, split, report, seconds, queries)
+    plot_budgets(budget_curves(embeddings, CARD_BUDGETS), path / "budget.png")
+    failures = find_failures(embeddings)
+    run = describe_run(session.arguments, best, session.splits, split, report, seconds, queries, failures)
     session.folder.write_json("run.json", run)
     save_run_card(path, run)
     logger.info("Scores of the best checkpoint on the split `%s`:\n%s", split, format_table(report))
     logger.info("The run is in %s; start with its README.md.", path)
-    if session.arguments.optimization.push_to_hub:
-        push(session, path)
-
-
-def push(session: Session, path: Path) -> None:
-    """Push the run folder; a failure is reported, and harms nothing."""
-    options = session.arguments.optimization
-    try:
-        address = push_run(
-            path, options.push_to_hub or "", options.private, ignore_patterns=["checkpoints/*", "train.log"]
-        )
-        logger.info("Pushed to %s", address)
-    except Exception as error:  # whatever the network does, the run is done and on disk
-        logger.error("The run is complete in %s, but pushing it failed: %s", path, error)
+    if session.pusher is not None:
+        session.pusher.push(path, "Finish the run", is_last=True)
+        session.pusher.finish()
 
 
 if __name__ == "__main__":
+    redact_uncaught_errors()
     main(sys.argv[1:])

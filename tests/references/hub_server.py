@@ -13,9 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socket import SHUT_RDWR
 from threading import Lock, Thread
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+
+from tests.references.hub_state import Fault, NotFoundError, Repo, Request
 
 LFS_SUFFIXES = (".parquet", ".safetensors", ".png")
 ID = r"(?P<repo_id>[^/]+/[^/]+)"
@@ -24,49 +29,8 @@ FILES = rf"/(?P<kind>datasets/|spaces/|){ID}"
 REVISION = "(?P<revision>[^/]+)"
 
 
-class Commit(NamedTuple):
-    """A state of a repository."""
-
-    sha: str
-    files: dict[str, bytes]
-    message: str
-
-
-class Repo:
-    """A repository: its commits, and the branches and tags that point to them."""
-
-    def __init__(self, private: bool) -> None:
-        self.private = private
-        self.commits: dict[str, Commit] = {}
-        self.branches: dict[str, str] = {}
-        self.tags: dict[str, str] = {}
-        self.add("main", {}, "Create the repository")
-
-    def add(self, branch: str, files: dict[str, bytes], message: str) -> Commit:
-        """A new commit at the head of a branch."""
-        sha = hashlib.sha1(f"{len(self.commits)} {id(self)} {message}".encode()).hexdigest()
-        self.commits[sha] = Commit(sha, files, message)
-        self.branches[branch] = sha
-        return self.commits[sha]
-
-    def find(self, revision: str) -> Commit:
-        """The commit that a branch, a tag or a sha names."""
-        sha = self.branches.get(revision) or self.tags.get(revision) or revision
-        if sha not in self.commits:
-            raise NotFoundError("RevisionNotFound")
-        return self.commits[sha]
-
-
-class NotFoundError(Exception):
-    """What isn't there; the code is the Hub's own."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code)
-        self.code = code
-
-
 class HubServer(ThreadingHTTPServer):
-    """The server with all it knows; `requests` lists what it was asked, for tests."""
+    """The server with all it knows; `requests` and `log` list what it was asked, and `faults` is the trouble it makes."""
 
     daemon_threads = True
 
@@ -74,7 +38,9 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos: dict[tuple[str, str], Repo] = {}
         self.blobs: dict[str, bytes] = {}
-        self.requests: list[str] = []
+        self.requests: list[str] = []  # method and path
+        self.log: list[Request] = []
+        self.faults: list[Fault] = []
         self.lock = Lock()
 
     @property
@@ -125,10 +91,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         """Find the route, and answer with what its method returns as JSON, or with what it sent itself."""
-        self.body = self.read_body()
         url = urlsplit(self.path)
+        fault = self.next_fault(f"{self.command} {url.path}")
+        if fault is not None and fault.action == "drop":
+            return self.drop()
+        self.body = self.read_body()
         self.query = parse_qs(url.query)
         self.server.requests.append(f"{self.command} {url.path}")
+        self.server.log.append(Request(self.command, self.path, dict(self.headers), self.body))
+        if fault is not None and fault.action == "hang":
+            fault.release.wait(60)
+        elif fault is not None:
+            return self.send_json({"error": "trouble by order"}, int(fault.action))
         try:
             function, parts = self.route(url.path)
             with self.server.lock:
@@ -136,6 +110,22 @@ class Handler(BaseHTTPRequestHandler):
         except NotFoundError as error:
             return self.send_json({"error": error.code}, 404, {"X-Error-Code": error.code})
         return None if value is None else self.send_json(value)
+
+    def next_fault(self, request: str) -> Fault | None:
+        """The trouble that is due for this request."""
+        with self.server.lock:
+            for fault in self.server.faults:
+                if fault.times > 0 and re.search(fault.match, request):
+                    fault.times -= 1
+                    fault.reached.set()
+                    return fault
+        return None
+
+    def drop(self) -> None:
+        """Read half of what comes, and hang up."""
+        self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+        self.close_connection = True
+        self.connection.shutdown(SHUT_RDWR)
 
     def route(self, path: str) -> tuple[Callable[..., Any], dict[str, str]]:
         """The method that answers, and the parts of the path that it takes."""
@@ -180,8 +170,20 @@ class Handler(BaseHTTPRequestHandler):
     def whoami(self) -> dict[str, Any]:
         return {"name": "tester", "type": "user", "auth": {"accessToken": {"role": "write"}}, "orgs": []}
 
-    def validate_yaml(self) -> dict[str, Any]:
-        return {"errors": [], "warnings": []}
+    def validate_yaml(self) -> dict[str, Any] | None:
+        """Refuse metadata that is no YAML, or results that lack what the Hub's pages show."""
+        try:
+            content = json.loads(self.body)["content"]
+            data = yaml.safe_load(content.split("---")[1]) if content.startswith("---") else {}
+            results = [result for model in data.get("model-index", []) for result in model["results"]]
+            stated = [
+                (result["task"]["type"], result["dataset"]["type"], result["dataset"]["name"]) for result in results
+            ]
+            scores = [metric["value"] + 0 for result in results for metric in result["metrics"] if metric["type"]]
+        except (yaml.YAMLError, KeyError, TypeError, IndexError) as error:
+            self.send_json({"errors": [{"message": repr(error)}], "warnings": []}, 400)
+            return None
+        return {"errors": [], "warnings": [], "read": [stated, scores]}
 
     def create_repo(self) -> dict[str, Any] | None:
         asked = json.loads(self.body)
@@ -214,8 +216,11 @@ class Handler(BaseHTTPRequestHandler):
         tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": sha} for n, sha in repo.tags.items()]
         return {"branches": branches, "tags": tags, "converts": [], "pullRequests": []}
 
-    def create_branch(self, kind: str, repo_id: str, name: str) -> dict[str, Any]:
+    def create_branch(self, kind: str, repo_id: str, name: str) -> dict[str, Any] | None:
         repo = self.server.repo(kind, repo_id)
+        if name in repo.branches:
+            self.send_json({"error": "Reference already exists"}, 409)
+            return None
         start = json.loads(self.body or b"{}").get("startingPoint") or "main"
         repo.branches[name] = repo.find(start).sha
         return {}
@@ -249,7 +254,7 @@ class Handler(BaseHTTPRequestHandler):
         answers = []
         for asked in json.loads(self.body)["files"]:
             path = asked["path"]
-            oid = file_entry(path, files[path])["oid"] if path in files else None
+            oid = content_oid(path, files[path]) if path in files else None
             mode = "lfs" if path.endswith(LFS_SUFFIXES) else "regular"
             answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return {"files": answers}
@@ -294,7 +299,7 @@ class Handler(BaseHTTPRequestHandler):
         if path not in commit.files:
             raise NotFoundError("EntryNotFound")
         content = commit.files[path]
-        etag = file_entry(path, content).get("lfs", {}).get("oid") or git_oid(content)
+        etag = content_oid(path, content)
         headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"}
         if path.endswith(LFS_SUFFIXES):
             headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(len(content))}
@@ -309,6 +314,11 @@ class Handler(BaseHTTPRequestHandler):
 def git_oid(content: bytes) -> str:
     """The id that git gives a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def content_oid(path: str, content: bytes) -> str:
+    """The id by which clients tell whether a file has changed."""
+    return file_entry(path, content).get("lfs", {}).get("oid") or git_oid(content)
 
 
 def file_entry(path: str, content: bytes) -> dict[str, Any]:

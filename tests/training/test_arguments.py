@@ -39,6 +39,18 @@ def test_flags_override_the_recipe_and_types_are_those_of_the_fields(tmp_path):
     assert arguments.optimization.output_dir == "runs/recipe"
 
 
+@pytest.mark.parametrize("flags", [("--dataset", "mine"), ("--dataset=mine",)])
+def test_a_data_set_of_the_command_line_replaces_all_that_the_recipe_says_of_its_own(tmp_path, flags):
+    towers = "text_model: a\nvision_model: b\n"
+    details = "dataset_config: small\ndata_dir: raw\nimage_columns: [front]\n"
+    recipe = write(tmp_path, f"dataset: shapes\nseed: 3\n{details}{towers}")
+    arguments = parse_arguments([recipe, *flags], "")
+    assert arguments.data.source == {"dataset": "mine", "config": None}
+    assert arguments.optimization.seed == 3
+    assert parse_arguments([recipe, *flags, "--dataset_config", "new"], "").data.dataset_config == "new"
+    assert parse_arguments([recipe], "").data.dataset_config == "small"
+
+
 def test_resolved_arguments_are_a_recipe_that_says_the_same(tmp_path):
     arguments = parse_arguments([*MINIMAL, '--objective_settings={"soft_weight": 0.3}'], "")
     again = parse_arguments([write(tmp_path, yaml.safe_dump(arguments.as_dict()))], "")
@@ -94,6 +106,10 @@ def test_broken_recipes_name_the_culprit(tmp_path, text, message):
         ([*MINIMAL, "--objective_settings={"], "`objective_settings` must be a JSON object"),
         ([*MINIMAL, "--view_per_instance=2"], "did you mean `views_per_instance`"),
         (["missing.yaml"], "'missing.yaml' does not exist"),
+        (
+            [*MINIMAL, "--push_to_hub=a/b/c"],
+            "`push_to_hub` must be a Hub id such as 'org/name', got 'a/b/c'",
+        ),
     ],
 )
 def test_bad_values_name_the_flag(flags, message):
@@ -105,3 +121,26 @@ def test_values_of_the_wrong_type_stop_with_usage(capsys):
     with pytest.raises(SystemExit):
         parse_arguments([*MINIMAL, "--seed=first"], "")
     assert "--seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--use_dora"], r"\['use_dora'\] need a `lora_rank`"),
+        (["--lora_rank=-1"], "`lora_rank` must not be negative, got -1"),
+        (["--lora_rank=4", "--lora_alpha=0"], "`lora_alpha` must be positive"),
+        (["--lora_rank=4", "--lora_dropout=1"], r"`lora_dropout` must lie in \[0, 1\)"),
+        (["--lora_rank=4", "--lora_towers=image"], "`lora_towers` must be one of .*'image'"),
+        (["--lora_rank=4", "--freeze_text_tower=all"], "`freeze_text_tower` and `lora_rank` exclude each other"),
+    ],
+)
+def test_an_adapter_that_makes_no_sense_is_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        parse_arguments(["--dataset=shapes", "--model=runs/shapes_cpu", *flags], "")
+
+
+def test_an_adapter_needs_a_checkpoint_to_refer_to():
+    with pytest.raises(ValueError, match="`lora_rank` needs `model`"):
+        parse_arguments([*MINIMAL, "--lora_rank=4"], "")
+    lora = parse_arguments([*MINIMAL, "--lora_rank=0", "--lora_targets", "query", "value"], "").lora
+    assert lora.lora_targets == ["query", "value"]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
+from tests.references.adapters import make_adapter, save_adapter, save_base
 from tests.references.corpus import write_corpus
 from tests.references.hub_server import hub_server
 from tests.references.tiny import tiny_model, tiny_processor, tower_config
@@ -33,6 +35,20 @@ def checkpoint(tmp_path_factory):
     tiny_model().save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
     return folder
+
+
+def test_an_adapter_comes_on_its_base_and_is_verified(tmp_path):
+    base = save_base(tmp_path / "base")
+    folder = save_adapter(make_adapter(base), tmp_path / "adapter")
+    tiny_processor().save_pretrained(folder)
+    model, _ = load_checkpoint(str(folder), "cpu")
+    assert type(model).__name__ == "MXMCLRModel"
+    before = revision_of(str(folder))
+    weights = load_file(folder / "adapter_model.safetensors")
+    save_file({name: rows + 0.5 for name, rows in weights.items()}, folder / "adapter_model.safetensors")
+    assert revision_of(str(folder)) != before
+    with pytest.raises(ValueError, match="adapter"):
+        load_checkpoint(str(folder), "cpu")
 
 
 def parsed(*words):

@@ -2,19 +2,39 @@ import pytest
 import torch
 
 from datasets_scripts.loading import load_multifold
+from modeling_mxmclr.folds_mxmclr import pool_by_instance, unit_norm
 from tests.references.corpus import write_corpus
+from tests.references.noisy_embeddings import noisy_embeddings
 from tests.references.tiny import tiny_model, tiny_processor
 from training.arguments import parse_arguments
 from training.data import named_splits
 from training.encoding import encode_rows
 from training.models import freeze_first_layers
-from training.report import describe_plan, draw_queries, flat_scores, relations_per_observation
+from training.report import describe_plan, draw_queries, find_failures, flat_scores, relations_per_observation
 from training.retrieval import retrieval_report
 
 
 @pytest.fixture
 def splits(tmp_path):
     return named_splits(load_multifold(str(write_corpus(tmp_path / "corpus")), cache_dir=tmp_path / "cache"))
+
+
+def test_failures_are_the_captions_that_find_their_own_instance_last():
+    embeddings = noisy_embeddings()
+    failures = find_failures(embeddings, count=3)
+    instances, ids = pool_by_instance(embeddings.image_embeds, embeddings.image_group_ids)
+    scores = embeddings.text_embeds @ unit_norm(instances).T
+    own = scores.gather(1, torch.searchsorted(ids, embeddings.text_group_ids)[:, None])
+    ranks = 1 + (scores > own).sum(dim=1)
+    worst: dict[str, int] = {}
+    for group_id, rank in zip(embeddings.text_group_ids.tolist(), ranks.tolist(), strict=True):
+        name = embeddings.instance_ids[group_id]
+        worst[name] = max(rank, worst.get(name, 0))
+    assert [failure["rank"] for failure in failures] == sorted(worst.values(), reverse=True)[:3]
+    for failure in failures:
+        assert worst[failure["instance_id"]] == failure["rank"]
+        row = embeddings.captions.index(failure["query"])
+        assert failure["first"] == embeddings.instance_ids[int(ids[scores[row].argmax()])]
 
 
 def test_relations_are_counted_by_instance():

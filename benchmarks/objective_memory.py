@@ -2,6 +2,10 @@
 
 [--objective unicl] [--num-images 12288] [--num-texts 5120] [--dim 512] [--num-instances 1024] [--repeats 5]
 [--forms tiles matrix plain] [--threads 1]
+
+unicl, 12,288 x 5,120 x 512 of 1,024 instances, float32, one thread of a Xeon at 2.1 GHz that other work shared, torch
+2.13, five interleaved rounds, CPU seconds: tiles 3.27 s and 35 MB above inputs and gradients; our matrix 9.83 s and
+1,467 MB; plain PyTorch 3.84 s and 1,384 MB. Tiles take 0.88 (0.78 to 1.00) of the plain form's time.
 """
 
 import argparse

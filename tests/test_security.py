@@ -56,7 +56,7 @@ def test_code_in_a_checkpoint_is_ours_and_small(checkpoint):
     (checkpoint / "evil.py").unlink()
     files = list(checkpoint.rglob("*.py"))
     assert all(file.read_text() == (ROOT / "modeling_mxmclr" / file.name).read_text() for file in files)
-    assert sum(file.stat().st_size for file in files) < 100_000
+    assert sum(file.stat().st_size for file in files) < 250_000
 
 
 @pytest.mark.parametrize("tower", ["text_config", "vision_config"])

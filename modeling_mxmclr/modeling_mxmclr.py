@@ -107,7 +107,8 @@ class MXMCLRModel(PreTrainedModel):
         )
         self.projection_dropout = nn.Dropout(config.projection_dropout)
         self.logit_scale = LogitScale(config.logit_scale_max)
-        if config.logit_bias_init_value is None and "bias" in input_names(config.objective):
+        self.objective_inputs = input_names(config.objective, config.objective_settings)  # read off signatures, once
+        if config.logit_bias_init_value is None and "bias" in self.objective_inputs:
             config.logit_bias_init_value = SIGMOID_BIAS
         self.logit_bias = None if config.logit_bias_init_value is None else LogitBias()
         self.post_init()
@@ -363,7 +364,7 @@ class MXMCLRModel(PreTrainedModel):
         inputs = self._checked_inputs(inputs or {}, observed)
         if gather:
             observed, inputs = gather_observations(observed), gather_inputs(inputs)
-        if self.logit_bias is not None and "bias" in input_names(self.config.objective):
+        if self.logit_bias is not None and "bias" in self.objective_inputs:
             inputs["bias"] = self.logit_bias()
         with full_precision(observed.image_embeds):
             loss, components = self.objective(observed, log_scale.exp(), **settings, **inputs)
@@ -372,7 +373,7 @@ class MXMCLRModel(PreTrainedModel):
         return ObjectiveOutput(loss, components)
 
     def _checked_inputs(self, inputs: dict[str, Tensor], observed: Observations) -> dict[str, Tensor]:
-        known = input_names(self.config.objective, self.config.objective_settings) - {"bias"}
+        known = self.objective_inputs - {"bias"}
         sizes = {"image": len(observed.image_embeds), "text": len(observed.text_embeds)}
         for name, rows in inputs.items():
             if name not in known:

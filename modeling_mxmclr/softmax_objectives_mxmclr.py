@@ -287,7 +287,8 @@ def multiple_instance(directions: tuple[AnyDirection, AnyDirection], place: int,
     query, scores = anchors.positive_scores()
     positives = logsumexp_by(scores, query, len(anchors.query_instance))
     # What other instances' anchors score with the bag of an instance: the negatives of the bag's own queries.
-    others, any_other = bags.log_sums_of_negatives(), bags.log_sums_of_negatives().isfinite()
+    others = bags.log_sums_of_negatives()
+    any_other = others.isfinite()
     from_bag = logsumexp_by(others[any_other], bags.query_instance[any_other], num_instances)[anchors.query_instance]
     denominator = torch.logaddexp(everything, torch.logaddexp(positives, from_bag))
     return (denominator - positives).mean()

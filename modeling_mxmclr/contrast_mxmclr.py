@@ -1,7 +1,7 @@
 """The softmax core of the contrastive objectives: queries against keys, with their targets, denominators and means."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from .relation_mxmclr import Relation
 
 # Up to so many logits their matrix is held; above, they are found tile by tile, in memory that grows with the rows.
 MATRIX_LOGITS = 2**22
+WAYS = ("image_to_text", "text_to_image")
 
 # What a setting may be: `get_objective` reads it off an objective's signature.
 Share = Annotated[float, "a number in [0, 1]"]
@@ -297,6 +298,19 @@ def soft_parts(
         return relation.soft_parts(direction, place, transposed)
     related = relation.masses(place, transposed)
     return soft_losses(direction, related), soft_floors(direction, related.detach())
+
+
+def one_to_one(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """CLIP's two losses, image-to-text and text-to-image, of as many images as texts in the same order, `()` each."""
+    places = torch.arange(len(images), device=images.device)
+    directions = both_directions(Observations(images, texts, places, places), find_instances(places, places), scale)
+    image_to_text, text_to_image = (hard_losses(way).mean() for way in directions)
+    return image_to_text, text_to_image
+
+
+def by_way(losses: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The losses of both directions as components."""
+    return {way: loss.detach() for way, loss in zip(WAYS, losses, strict=True)}
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:

@@ -59,7 +59,8 @@ def mfh(
             side, the query itself.
         soft_detach: Whether the soft targets are constants.
         hard_form: `out` (SupCon's L_out: mean over positives of their log-likelihood), `in` (L_in: log of their
-            mean likelihood) or `ones` (sum over positives, as 1-to-K).
+            mean likelihood), `ones` (sum over positives, as 1-to-K) or `inverse` (log of the mean of their inverse
+            likelihoods).
         denominator: What a positive of the hard part competes with: `all` keys, the negatives and itself
             (`one_positive`), or the `negatives`.
         score: `observations`, or an instance's views scored as one: `max_sim` or `attentive`.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .contrast_mxmclr import (
     QUERY_WEIGHTS,
+    WAYS,
     AnyDirection,
     Denominator,
     HardForm,
@@ -17,11 +18,13 @@ from .contrast_mxmclr import (
     Share,
     Weight,
     both_directions,
+    by_way,
     hard_floors,
     hard_losses,
     logsumexp_by,
     mean_of_queries,
     no_pair,
+    one_to_one,
     prepare,
     within,
 )
@@ -46,10 +49,7 @@ def clip(observed: Observations, scale: Tensor) -> ObjectiveOutput:
         return no_pair(observed, scale)
     images = observed.image_embeds[first_rows(instances.image_index, len(in_both))[in_both]]
     texts = observed.text_embeds[first_rows(instances.text_index, len(in_both))[in_both]]
-    places = torch.arange(len(images), device=images.device)
-    pairs = Observations(images, texts, places, places)
-    directions = both_directions(pairs, find_instances(places, places), scale)
-    loss, components = weigh(hard_losses(directions[0]).mean(), hard_losses(directions[1]).mean(), 0.5)
+    loss, components = weigh(*one_to_one(images, texts, scale), 0.5)
     return ObjectiveOutput(loss, components | {"kl": loss.detach()})
 
 
@@ -71,7 +71,7 @@ def unicl(
     Args:
         observed: Observations of the whole batch; embeddings of unit norm.
         scale: Exponentiated logit scale, `()` or `(1,)`.
-        hard_form: `out`, `in` or `ones`, see `mfh`.
+        hard_form: `out`, `in`, `ones` or `inverse`, see `mfh`.
         denominator: `all`, `one_positive` or `negatives`, see `mfh`.
         score: `observations`, `max_sim` or `attentive`, see `mfh`.
         direction_weight: Share of image-to-text, in [0, 1]; X-Decoder's loss on unique texts has 0.7.
@@ -146,7 +146,7 @@ def supcon(
         observed: Observations of the whole batch; embeddings of unit norm.
         scale: Exponentiated logit scale, `()` or `(1,)`: one over the temperature.
         sides: `union` of views and captions, `images` or `texts`, or `cross`: the other modality alone.
-        hard_form: `out` (Eq. 2), `in` (Eq. 3) or `ones`.
+        hard_form: `out` (Eq. 2), `in` (Eq. 3), `ones` or `inverse`, see `mfh`.
         denominator: What a positive competes with: `all`, itself and the negatives (`one_positive`; NT-Xent), or the
             `negatives` (as DCL, https://huggingface.co/papers/2110.06848, and not bounded below).
         anchors: `all`, or the `first` observation of each instance.
@@ -294,10 +294,7 @@ def multiple_instance(directions: tuple[AnyDirection, AnyDirection], place: int,
     return (denominator - positives).mean()
 
 
-WAYS = ("image_to_text", "text_to_image")
-
-
 def weigh(image_to_text: Tensor, text_to_image: Tensor, share: float) -> ObjectiveOutput:
     """Both directions as one loss, `share` of it image-to-text, and as components."""
     loss = share * image_to_text + (1 - share) * text_to_image
-    return ObjectiveOutput(loss, dict(zip(WAYS, (image_to_text.detach(), text_to_image.detach()), strict=True)))
+    return ObjectiveOutput(loss, by_way((image_to_text, text_to_image)))

@@ -11,16 +11,15 @@ from torch import Tensor
 from .contrast_mxmclr import (
     Direction,
     Positive,
-    both_directions,
-    hard_losses,
     matrix_directions,
     mean_of_queries,
+    one_to_one,
     prepare,
     shared_seed,
     soft_losses,
     with_positives,
 )
-from .folds_mxmclr import FOLD_POOLINGS, Observations, find_instances, mean_by_index, unit_norm
+from .folds_mxmclr import FOLD_POOLINGS, Observations, mean_by_index, unit_norm
 
 Term = Callable[..., Tensor]
 
@@ -158,11 +157,7 @@ def pooled(
             (observed.text_embeds, instances.text_index),
         )
     ]
-    places = torch.arange(len(sides[0]), device=scale.device)
-    directions = both_directions(
-        Observations(sides[0], sides[1], places, places), find_instances(places, places), scale
-    )
-    return torch.stack([hard_losses(way).mean() for way in directions]).mean()
+    return torch.stack(one_to_one(sides[0], sides[1], scale)).mean()
 
 
 def mixup(

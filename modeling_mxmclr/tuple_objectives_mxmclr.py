@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contrast_mxmclr import ObjectiveOutput, Share, no_pair, prepare, shared_seed
+from .contrast_mxmclr import ObjectiveOutput, Share, no_pair, one_to_one, prepare, shared_seed
 from .folds_mxmclr import Observations
 from .multiview_objectives_mxmclr import as_rectangle, stack_views
 
@@ -98,7 +98,7 @@ def symile(
     check_tuple_size("symile", len(modalities))
     if negatives == "pairwise":
         pairs = [(one, other) for place, one in enumerate(modalities) for other in modalities[place + 1 :]]
-        loss = torch.stack([paired_loss(scale * one @ other.T) for one, other in pairs]).sum()
+        loss = torch.stack([torch.stack(one_to_one(one, other, scale)).mean() for one, other in pairs]).sum()
         return ObjectiveOutput(loss, {"kl": loss.detach()})
     generator = torch.Generator().manual_seed(shared_seed(observed))
     losses = []
@@ -141,12 +141,6 @@ def shuffled_products(anchors: Tensor, others: list[Tensor], generator: torch.Ge
     places = torch.arange(size, device=anchors.device)
     itself = places[:, None] == places
     return torch.where(itself, (anchors * own).sum(dim=1, keepdim=True), anchors @ shuffled.T), places
-
-
-def paired_loss(logits: Tensor) -> Tensor:
-    """CLIP's loss of a square of logits, `()`."""
-    diagonal = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
 
 
 def check_tuple_size(name: str, size: int) -> None:

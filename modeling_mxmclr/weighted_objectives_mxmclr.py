@@ -13,6 +13,7 @@ from .contrast_mxmclr import (
     Share,
     Weight,
     both_directions,
+    by_way,
     hard_floors,
     hard_losses,
     mean_of_queries,
@@ -25,8 +26,6 @@ from .contrast_mxmclr import (
 )
 from .folds_mxmclr import Instances, Observations, mean_by_index
 from .relation_mxmclr import weigh_sides
-
-WAYS = ("image_to_text", "text_to_image")
 
 
 def soft_clip(
@@ -76,7 +75,7 @@ def soft_clip(
         losses.append(mean_of_queries(each, way, normaliser))
         floor = floor + share * mean_of_queries(least, way, normaliser)
     loss = shares[0] * losses[0] + shares[1] * losses[1]
-    return ObjectiveOutput(loss, named(losses) | {"kl": loss.detach() - floor})
+    return ObjectiveOutput(loss, by_way(losses) | {"kl": loss.detach() - floor})
 
 
 def cwcl(
@@ -119,7 +118,7 @@ def cwcl(
     losses, floors = zip(image_to_text, text_to_image, strict=True)
     means = [each.mean() for each in losses]
     loss = means[0] + means[1]
-    return ObjectiveOutput(loss, named(means) | {"kl": loss.detach() - floors[0].mean() - floors[1].mean()})
+    return ObjectiveOutput(loss, by_way(means) | {"kl": loss.detach() - floors[0].mean() - floors[1].mean()})
 
 
 def continuous_weights(references: Tensor, index: Tensor, fold_sizes: Tensor, instances: Instances) -> Tensor:
@@ -150,7 +149,7 @@ def hn_nce(observed: Observations, scale: Tensor, *, alpha: Weight = 1.0, beta: 
         return no_pair(observed, scale)
     directions = both_directions(observed, instances, scale)
     losses = [hard_negative_losses(way, alpha, beta).mean() for way in directions]
-    return ObjectiveOutput(losses[0] + losses[1], named(losses))
+    return ObjectiveOutput(losses[0] + losses[1], by_way(losses))
 
 
 def hard_negative_losses(direction: AnyDirection, alpha: float, beta: float) -> Tensor:
@@ -167,8 +166,3 @@ def hard_negative_losses(direction: AnyDirection, alpha: float, beta: float) -> 
         total = torch.logaddexp(scores + math.log(alpha), weighted[query])
     losses = total - scores
     return sum_by(losses, query, len(count)) / direction.num_positives
-
-
-def named(losses: list[Tensor]) -> dict[str, Tensor]:
-    """Both directions as components."""
-    return {way: loss.detach() for way, loss in zip(WAYS, losses, strict=True)}

@@ -18,15 +18,15 @@ from pathlib import Path
 # Launched by path, this file's folder comes first, where `evaluate` would be ours instead of the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
 from transformers.utils import logging as transformers_logging
 
 from training.budget_curves import POOLINGS, BudgetSettings, budget_curves
 from training.budget_plots import plot_budgets
 from training.budget_tables import format_budgets
-from training.checkpoints import add_source_flags, load_rows
+from training.checkpoints import add_source_flags, load_rows, run_embeddings_folder
 from training.embedding_store import is_embedding_folder, load_embeddings
 from training.encoding import stored_or_encoded
+from training.hardware import choose_device
 from training.searches import Embeddings
 
 
@@ -91,9 +91,9 @@ def embeddings_of(arguments: argparse.Namespace) -> Embeddings:
         arguments.checkpoint,
         load_rows(arguments),
         arguments.split,
-        folder / "embeddings" if folder.is_dir() else None,
+        run_embeddings_folder(arguments.checkpoint),
         arguments.num_workers,
-        "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu",
+        choose_device(arguments.cpu),
         show_progress=True,
     )
 

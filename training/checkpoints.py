@@ -91,17 +91,33 @@ def load_rows(arguments: argparse.Namespace) -> RawRows:
     return splits[arguments.split]
 
 
-def load_checkpoint(name: str, device: torch.device | str = "cpu") -> tuple[MXMCLRModel, MXMCLRProcessor]:
+def load_checkpoint(
+    name: str,
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool | None = None,
+) -> tuple[MXMCLRModel, MXMCLRProcessor]:
     """A model in eval mode, and its processor; an adapter comes on its base, once it is verified.
 
     Raises:
         ValueError: When the checkpoint is not one of ours, or an adapter doesn't do what it did when it was saved.
     """
     source = resolve_checkpoint(name)
-    model: Any = adapted_model(load_adapter(source)) if holds_adapter(source) else AutoModel.from_pretrained(source)
+    given = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    model: Any = (
+        adapted_model(load_adapter(source, revision=revision))
+        if holds_adapter(source)
+        else AutoModel.from_pretrained(source, **options)
+    )
     if model.config.model_type != MXMCLRConfig.model_type:
         raise ValueError(f"{name!r} holds a {type(model).__name__}, not an MXMCLRModel; train one first.")
-    return model.to(device).eval(), AutoProcessor.from_pretrained(source)
+    return model.to(device).eval(), AutoProcessor.from_pretrained(source, **options)
+
+
+def run_embeddings_folder(checkpoint: str) -> Path | None:
+    """Where a run folder keeps its embeddings; None for a checkpoint that is no folder."""
+    return Path(checkpoint) / "embeddings" if Path(checkpoint).is_dir() else None
 
 
 def revision_of(name: str) -> str:

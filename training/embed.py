@@ -19,7 +19,6 @@ from pathlib import Path
 # Launched by path, this file's folder comes first, where `evaluate` would be ours instead of the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from transformers.utils import logging as transformers_logging
@@ -28,6 +27,7 @@ from training.checkpoints import add_source_flags, load_checkpoint, load_rows, r
 from training.embedding_shards import DTYPES
 from training.embedding_store import EmbeddingStore, Origin, read_manifest
 from training.encoding import encode_shards
+from training.hardware import use_every_core
 
 logger = get_logger(__name__)
 
@@ -67,9 +67,7 @@ def start(arguments: argparse.Namespace) -> Accelerator:
     """The accelerator, with all cores in use."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else each forked loader process warns
     accelerator = Accelerator(cpu=arguments.cpu)
-    if accelerator.device.type == "cpu":
-        # `accelerate launch` gives each process of a CPU run one thread unless told otherwise.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+    use_every_core(accelerator)
     return accelerator
 
 

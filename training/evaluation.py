@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from training.checkpoints import data_source, load_checkpoint, load_rows
+from training.checkpoints import data_source, load_checkpoint, load_rows, run_embeddings_folder
 from training.data import RawRows
 from training.encoding import stored_or_encoded
+from training.hardware import choose_device
 from training.multifold_retrieval.metrics import QueryScores
 from training.protocol import Protocol
 from training.retrieval import Report, check_embeddings, report_scores, score_search
@@ -45,7 +44,7 @@ def evaluate_checkpoint(arguments: argparse.Namespace, protocol: Protocol) -> Ev
     Raises:
         ValueError: When the checkpoint is not one of ours, names no data set, or the data set lacks the split.
     """
-    device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
+    device = choose_device(arguments.cpu)
     rows = load_rows(arguments)
     embeddings = stored_or_encoded(
         arguments.checkpoint,
@@ -67,10 +66,7 @@ def evaluate_checkpoint(arguments: argparse.Namespace, protocol: Protocol) -> Ev
 
 def embeddings_folder(arguments: argparse.Namespace) -> Path | None:
     """Where embeddings are kept: as asked for, else in the run folder; None for a checkpoint that is none."""
-    if arguments.embeddings:
-        return Path(arguments.embeddings)
-    checkpoint = Path(arguments.checkpoint)
-    return checkpoint / "embeddings" if checkpoint.is_dir() else None
+    return Path(arguments.embeddings) if arguments.embeddings else run_embeddings_folder(arguments.checkpoint)
 
 
 def score_embeddings(

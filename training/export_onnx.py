@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # Launched by path, this file's folder comes first, where `evaluate` would be ours instead of the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -29,9 +29,9 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoModel, AutoProcessor
 
-from modeling_mxmclr import MXMCLRConfig, MXMCLRModel, MXMCLRProcessor
+from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
+from training.checkpoints import load_checkpoint
 
 TOLERANCE = 1e-4
 TEXTS = ("a", "a small red chair with four legs", "two words")
@@ -111,10 +111,8 @@ def load(checkpoint: str) -> tuple[MXMCLRModel, MXMCLRProcessor]:
     Raises:
         ValueError: When the checkpoint is not one of ours.
     """
-    model: Any = AutoModel.from_pretrained(checkpoint, dtype=torch.float32)
-    if model.config.model_type != MXMCLRConfig.model_type:
-        raise ValueError(f"{checkpoint!r} holds a {type(model).__name__}, not an MXMCLRModel; train one first.")
-    return model.eval(), AutoProcessor.from_pretrained(checkpoint)
+    model, processor = load_checkpoint(checkpoint)
+    return model.float(), processor
 
 
 def export_towers(model: MXMCLRModel, processor: MXMCLRProcessor, folder: Path) -> dict[Path, float]:

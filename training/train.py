@@ -51,6 +51,7 @@ from training.data import (
 )
 from training.encoding import encode_rows
 from training.frozen_text import FrozenTextFeatures
+from training.hardware import use_every_core
 from training.hub import Destination, Pusher
 from training.initial_embeddings import encode_sample, save_initial_embeddings
 from training.lora import Adapter, attach_adapter, describe_adapter, load_checkpoint
@@ -116,9 +117,7 @@ def start(arguments: Arguments) -> Accelerator:
         log_with="tensorboard",
         project_config=ProjectConfiguration(str(output_dir), logging_dir=str(output_dir / "tensorboard")),
     )
-    if accelerator.device.type == "cpu":
-        # `accelerate launch` gives each process of a CPU run one thread unless told otherwise.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+    use_every_core(accelerator)
     logging.basicConfig(level=logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))

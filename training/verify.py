@@ -19,19 +19,18 @@ from typing import Any, NamedTuple
 # Launched by path, this file's folder comes first, where `evaluate` would be ours instead of the package.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
-from transformers import AutoModel, AutoProcessor
 from transformers.utils import logging as transformers_logging
 
 from datasets_scripts.loading import load_multifold
-from modeling_mxmclr import MXMCLRConfig, MXMCLRModel, MXMCLRProcessor
-from modeling_mxmclr.adapters_mxmclr import adapted_model, holds_adapter, load_adapter
+from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
 from training.card_results import Figure, Statement, figures_of, protocol_hash, stated_by
+from training.checkpoints import load_checkpoint
 from training.data import RawRows, named_splits
 from training.dataset_used import content_hash
 from training.encoding import encode_rows
+from training.hardware import choose_device
 from training.protocol import load_protocol, protocol_names
 from training.redaction import redact, redact_uncaught_errors
 from training.retrieval import Report, retrieval_report
@@ -59,7 +58,9 @@ def main(words: Sequence[str]) -> int:
     try:
         statement = read_statement(arguments.model, arguments.revision)
         rows = load_rows(statement, arguments)
-        model, processor = load_model(arguments)
+        transformers_logging.disable_progress_bar()
+        device = choose_device(arguments.cpu)
+        model, processor = load_checkpoint(arguments.model, device, arguments.revision, arguments.trust_remote_code)
         report = measure(model, processor, rows, statement.protocol, arguments.num_workers)
         if protocol_hash(report) != statement.protocol_hash:
             raise ValueError(
@@ -135,26 +136,6 @@ def load_rows(statement: Statement, arguments: argparse.Namespace) -> RawRows:
             f"The data set has the splits {sorted(splits)}, the card's figures are on {statement.split!r}."
         )
     return splits[statement.split]
-
-
-def load_model(arguments: argparse.Namespace) -> tuple[MXMCLRModel, MXMCLRProcessor]:
-    """The checkpoint's model and processor.
-
-    Raises:
-        ValueError: When the checkpoint is not one of ours.
-    """
-    transformers_logging.disable_progress_bar()
-    options = {"revision": arguments.revision, "trust_remote_code": arguments.trust_remote_code}
-    options = {name: value for name, value in options.items() if value is not None}
-    model: Any = (
-        adapted_model(load_adapter(arguments.model, revision=arguments.revision))
-        if holds_adapter(arguments.model)
-        else AutoModel.from_pretrained(arguments.model, **options)
-    )
-    if model.config.model_type != MXMCLRConfig.model_type:
-        raise ValueError(f"{arguments.model!r} holds a {type(model).__name__}, not an MXMCLRModel.")
-    device = "cuda" if torch.cuda.is_available() and not arguments.cpu else "cpu"
-    return model.to(device).eval(), AutoProcessor.from_pretrained(arguments.model, **options)
 
 
 def measure(

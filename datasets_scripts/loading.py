@@ -74,10 +74,15 @@ def load_multifold(
         if config is not None:
             raise ValueError(f"`config` must be left out for the folder '{dataset}', got {config!r}.")
         builder = MultifoldFolder(data_dir=dataset, cache_dir=where, **settings)
-    elif columns is None:
-        return load_elsewhere(dataset, config, split, num_proc, streaming, where, **settings)
     else:
-        return load_grouped(dataset, columns, config, split, num_proc, streaming, where, **settings)
+        # Only rows that are grouped are read here, so that only then a limit of pixels is ours to keep.
+        max_pixels = MAX_PIXELS if columns is None else cast("int", settings.pop("max_pixels", MAX_PIXELS))
+        loaded = found(
+            dataset, config, split=split, num_proc=num_proc, streaming=streaming, cache_dir=where, **settings
+        )
+        if columns is None:
+            return check_rows(loaded, dataset, streaming)
+        return group_rows(loaded, dataset, columns, split, num_proc, streaming, where, max_pixels)
     return built(builder, split, num_proc, streaming)
 
 
@@ -114,19 +119,8 @@ def built(builder: RowBuilder, split: str | None, num_proc: int | None, streamin
     return builder.as_dataset(split=split)
 
 
-def load_elsewhere(
-    dataset: str,
-    config: str | None,
-    split: str | None,
-    num_proc: int | None,
-    streaming: bool,
-    cache_dir: str | None,
-    **settings: object,
-) -> Multifold:
-    """What `datasets.load_dataset` finds, if it has the schema's columns and, where it isn't streamed, unique ids."""
-    loaded = found(
-        dataset, config, split=split, num_proc=num_proc, streaming=streaming, cache_dir=cache_dir, **settings
-    )
+def check_rows(loaded: Multifold, dataset: str, streaming: bool) -> Multifold:
+    """What was found, if it has the schema's columns and, where it isn't streamed, unique ids."""
     parts = parts_of(loaded)
     for part in parts.values():
         check_columns(features_of(part), dataset)
@@ -139,21 +133,17 @@ def load_elsewhere(
     return loaded
 
 
-def load_grouped(
+def group_rows(
+    loaded: Multifold,
     dataset: str,
     columns: Columns,
-    config: str | None,
     split: str | None,
     num_proc: int | None,
     streaming: bool,
     cache_dir: str | None,
-    **settings: object,
+    max_pixels: int,
 ) -> Multifold:
-    """What `datasets.load_dataset` finds, its rows grouped by an id."""
-    max_pixels = cast("int", settings.pop("max_pixels", MAX_PIXELS))
-    loaded = found(
-        dataset, config, split=split, num_proc=num_proc, streaming=streaming, cache_dir=cache_dir, **settings
-    )
+    """What was found, its rows grouped by an id."""
     parts = parts_of(loaded)
     for part in parts.values():
         check_chosen(features_of(part), columns, dataset)

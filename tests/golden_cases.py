@@ -86,6 +86,12 @@ def scale_of(hyper: dict[str, Any]) -> float:
     return 1 / next(hyper[name] for name in ("temperature", "temp", "tau", "contra_temp") if name in hyper)
 
 
+def labelled(sides: tuple[Rows, Rows], hyper: dict[str, Any]) -> tuple[Rows, Rows]:
+    """Both sides, with the case's classes in the place of instances where it has any."""
+    labels = hyper.get("labels")
+    return (with_labels(sides[0], labels), with_labels(sides[1], labels)) if labels else sides
+
+
 def clip_case(variant: list[str], inputs: Inputs, hyper: dict[str, Any]) -> Tensor:
     return compute("clip", *PAIRINGS[variant[0]](inputs), scale_of(hyper))
 
@@ -102,9 +108,7 @@ def siglip_case(variant: list[str], inputs: Inputs, hyper: dict[str, Any]) -> Te
 
 
 def supcon_case(variant: list[str], inputs: Inputs, hyper: dict[str, Any]) -> Tensor:
-    images, texts = firsts(inputs) if variant[0] == "pair" else inputs[:2]
-    if hyper.get("labels"):
-        images, texts = with_labels(images, hyper["labels"]), with_labels(texts, hyper["labels"])
+    images, texts = labelled(firsts(inputs) if variant[0] == "pair" else inputs[:2], hyper)
     return compute(
         "supcon",
         images,
@@ -117,9 +121,7 @@ def supcon_case(variant: list[str], inputs: Inputs, hyper: dict[str, Any]) -> Te
 
 
 def google_supcon_case(variant: list[str], inputs: Inputs, hyper: dict[str, Any]) -> Tensor:
-    images, texts = inputs[:2]
-    if hyper.get("labels"):
-        images, texts = with_labels(images, hyper["labels"]), with_labels(texts, hyper["labels"])
+    images, texts = labelled(inputs[:2], hyper)
     return compute(
         "supcon",
         images,

@@ -24,11 +24,6 @@ class QueryScores:
     query_rows: Tensor  # (num_kept,) int64, which of the queries were scored
     num_left_out: int  # queries without a relevant item
 
-    @property
-    def chance_at_1(self) -> Tensor:
-        """The "rr@1" of a random order, `(num_kept,)` float64."""
-        return self.chance["rr@1"]
-
     def select(self, kept: Tensor) -> "QueryScores":
         """The scores of the rows where the bool mask `kept`, `(num_kept,)`, is true; nobody counts as left out."""
         values, chance = ({name: value[kept] for name, value in part.items()} for part in (self.values, self.chance))

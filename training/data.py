@@ -100,6 +100,9 @@ class InstanceBatches(Sampler[list[tuple[int, int]]]):
         seed: Seed of the order.
         rank: This process.
         num_ranks: All processes.
+
+    Attributes:
+        first: The batch to begin with, the next time that they are asked for.
     """
 
     def __init__(
@@ -107,16 +110,19 @@ class InstanceBatches(Sampler[list[tuple[int, int]]]):
     ) -> None:
         self.num_instances, self.batch_size = num_instances, min(batch_size, num_instances)
         self.num_batches, self.seed, self.rank, self.num_ranks = num_batches, seed, rank, num_ranks
+        self.first = 0
 
     def __len__(self) -> int:
-        return self.num_batches
+        return self.num_batches - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         batches_per_epoch = self.num_instances // self.batch_size
-        for number in range(self.num_batches):
+        ordered = None
+        for number in range(self.first, self.num_batches):
             epoch, place = divmod(number, batches_per_epoch)
-            if place == 0:
+            if epoch != ordered:
                 order = np.random.default_rng([self.seed, epoch]).permutation(self.num_instances).tolist()
+                ordered = epoch
             batch = order[place * self.batch_size : (place + 1) * self.batch_size]
             yield [(row, epoch) for row in batch[self.rank :: self.num_ranks]]
 

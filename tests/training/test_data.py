@@ -115,6 +115,14 @@ def test_epochs_are_new_orders_in_which_nobody_comes_twice():
     assert list(InstanceBatches(3, 8, 2, seed=0)) != []
 
 
+def test_batches_can_begin_anywhere_in_an_epoch():
+    whole, rest = list(InstanceBatches(10, 4, 7, seed=1)), InstanceBatches(10, 4, 7, seed=1)
+    for first in range(8):
+        rest.first = first
+        assert len(rest) == 7 - first
+        assert list(rest) == whole[first:]
+
+
 def test_rows_carry_their_epoch():
     rows = EpochRows(RawRows(Dataset.from_dict({"instance_id": ["a", "b"]})))
     assert rows[1, 5] == {"instance_id": "b", "epoch": 5}

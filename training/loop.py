@@ -1,0 +1,47 @@
+"""The training loop: batches to steps, with a log entry and an evaluation every so often."""
+
+from tqdm import tqdm
+from transformers import get_cosine_schedule_with_warmup
+
+from training.batches import Batches
+from training.meter import Meter
+from training.models import set_training_mode
+from training.optimization import build_optimizer
+from training.session import Session
+from training.stages import evaluate_and_keep
+
+
+def train(session: Session, batches: Batches) -> None:
+    """The loop: batches to steps, with a log entry and an evaluation every so often."""
+    accelerator, options = session.accelerator, session.arguments.optimization
+    optimizer = build_optimizer(session.model, options)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, options.warmup_steps, options.max_steps)
+    model, optimizer = accelerator.prepare(session.model, optimizer)
+    accelerator.init_trackers("")
+    bar = tqdm(total=options.max_steps, desc="training", disable=not accelerator.is_main_process)
+    meter = Meter(accelerator)
+    step, best = 0, -float("inf")
+    set_training_mode(session.model)
+    for batch in batches:
+        with accelerator.accumulate(model):
+            output = model(**{name: rows.to(accelerator.device, non_blocking=True) for name, rows in batch.items()})
+            accelerator.backward(output.loss)
+            if accelerator.sync_gradients:
+                norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm or float("inf"))
+            optimizer.step()
+            optimizer.zero_grad()
+        meter.add(batch, output)
+        if not accelerator.sync_gradients:
+            continue
+        rate = scheduler.get_last_lr()[0]
+        scheduler.step()
+        step += 1
+        if step % options.log_every == 0 or step == options.max_steps:
+            values = meter.read(step) | {"train/grad_norm": float(norm), "train/lr": rate}
+            bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
+            session.log(step, values)
+        if step % options.eval_every == 0 or step == options.max_steps:
+            best = evaluate_and_keep(session, step, best)
+            meter.restart_clock()
+        bar.update()
+    bar.close()

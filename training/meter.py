@@ -1,0 +1,60 @@
+"""What a run's log says of the steps since its last entry."""
+
+import time
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from training.report import relations_per_observation
+
+
+class Meter:
+    """Means of what was seen since the last log entry."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was seen."""
+        self.sums: dict[str, Tensor] = {}
+        self.batches = self.images = 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Count images per second from now on."""
+        self.images, self.since = 0, time.monotonic()
+
+    def add(self, batch: dict[str, Tensor], output: object) -> None:
+        """Take in one batch and what the model made of it."""
+        parts = {"loss": output.loss, **output.loss_components}  # type: ignore[attr-defined]
+        for name, value in parts.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+        self.batches += 1
+        self.images += len(batch["pixel_values"])
+        self.ids = batch["image_group_ids"], batch["text_group_ids"]
+        self.log_scale = output.logit_scale.detach()  # type: ignore[attr-defined]
+
+    def read(self, step: int) -> dict[str, float]:
+        """The means, and start again; every rank must call it.
+
+        Raises:
+            FloatingPointError: When the loss is no longer a finite number.
+        """
+        values = {f"train/{name}": (total / self.batches).item() for name, total in self.sums.items()}
+        if not np.isfinite(values["train/loss"]):
+            raise FloatingPointError(
+                f"The loss is {values['train/loss']} at step {step}; lower `learning_rate` or use `mixed_precision: bf16`. "
+                "The last checkpoint is whole."
+            )
+        image_ids, text_ids = (torch.cat(gather_object([ids])) for ids in self.ids)
+        relations = relations_per_observation(image_ids, text_ids)
+        values |= {f"train/{name}": value for name, value in relations.items()}
+        values["train/scale"] = self.log_scale.exp().item()
+        images = self.images * self.accelerator.num_processes
+        values["train/images_per_second"] = images / (time.monotonic() - self.since)
+        self.restart()
+        return values

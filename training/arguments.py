@@ -151,6 +151,11 @@ class LoraArguments:
     lora_towers: str = flag(
         "Towers that get an adapter: `both`, `text` or `vision`; heads always learn.", default="both"
     )
+    lora_norms: bool = flag(
+        "Let the norms of these towers learn whole as well, with their batch statistics: for a corpus that looks unlike "
+        "the base's.",
+        default=False,
+    )
     lora_targets: list[str] = field(
         default_factory=lambda: ["auto"],
         metadata={

@@ -159,7 +159,7 @@ class LoraArguments:
     lora_targets: list[str] = field(
         default_factory=lambda: ["auto"],
         metadata={
-            "help": "`auto` for every linear layer and plain convolution that an embedding depends on, or regular "
+            "help": "`auto` for every linear layer, embedding table and plain convolution that a result depends on, or regular "
             "expressions of the ends of module names, such as `query value` or `attention\\..*`."
         },
     )

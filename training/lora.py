@@ -115,13 +115,13 @@ def reached_layers(
 
 
 def fits(module: nn.Module) -> bool:
-    """Whether peft adapts and merges a module: linear layers and plain convolutions, neither grouped nor dilated.
+    """Whether peft adapts and merges a module: linear layers, embeddings, convolutions neither grouped nor dilated.
 
     A grouped convolution is small already, and the low-rank one beside it would be whole, and can't be merged.
     """
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
-    return isinstance(module, nn.Linear)
+    return isinstance(module, nn.Linear | nn.Embedding)
 
 
 def normalises(module: nn.Module) -> bool:

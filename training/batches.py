@@ -1,7 +1,7 @@
 """The batches of a run, as its arguments describe them, from any point of the run on."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from accelerate.logging import get_logger
 from torch import Tensor
@@ -17,8 +17,21 @@ from training.streams import CollateBesideState, StreamedRows, usable_workers
 logger = get_logger(__name__)
 
 
-class Batches:
-    """The flat batches of this rank until the run ends, which know how far they were read.
+class Batches(Protocol):
+    """The flat batches of this rank until the run ends, which know how far they were read."""
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        """Those that were not read before."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the batches were read, fit for JSON; each rank has its own."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after what was read when `state_dict` gave this."""
+
+
+class StoredBatches:
+    """The batches of stored rows.
 
     Args:
         loader: Loads the batches that its sampler names.
@@ -34,7 +47,7 @@ class Batches:
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the batches were read, fit for JSON."""
+        """How far the batches were read; the same on every rank."""
         return {"batches": self.order.first}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -43,7 +56,7 @@ class Batches:
 
 
 class StreamedBatches:
-    """The flat batches of this rank from streams until the run ends, which know how far they were read.
+    """The batches of streams.
 
     Args:
         loader: Loads batches without end, each with where its worker's lanes then stand.
@@ -56,7 +69,7 @@ class StreamedBatches:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         if self.rows.first == self.num_batches:
-            return
+            return  # before a worker starts
         for batch, state in self.loader:
             # What workers have read ahead is in no state, so that it is read again.
             self.rows.states[self.rows.first % self.rows.num_workers] = state
@@ -66,7 +79,7 @@ class StreamedBatches:
                 return
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the batches were read, fit for JSON; each rank has its own."""
+        """How far the batches were read, and where the next ones are found; each rank has its own."""
         return {"batches": self.rows.first, "readers": self._readers, "lanes": list(self.rows.states)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -77,6 +90,8 @@ class StreamedBatches:
         self.rows.first = state["batches"]
         if state["readers"] == self._readers:
             self.rows.states = list(state["lanes"])
+            past = max((lane["row"] for lanes in state["lanes"] for lane in lanes or ()), default=0)
+            logger.info("The streams go on where they were; up to %d rows of a file are read past to get there.", past)
             return
         epochs = [lane["epoch"] for lanes in state["lanes"] for lane in lanes or ()]
         logger.warning(
@@ -91,7 +106,7 @@ class StreamedBatches:
         return {"rank": self.rows.rank, "ranks": self.rows.num_ranks, "workers": self.rows.num_workers}
 
 
-def build_batches(session: Session, views: int | None, captions: int | None) -> Batches | StreamedBatches:
+def build_batches(session: Session, views: int | None, captions: int | None) -> Batches:
     """Batches of this rank until the run ends."""
     data, options = session.arguments.data, session.arguments.optimization
     augment = Augmentation(
@@ -108,7 +123,7 @@ def build_batches(session: Session, views: int | None, captions: int | None) -> 
         num_workers=data.num_workers,
         pin_memory=session.accelerator.device.type == "cuda",
     )
-    return Batches(loader, order)
+    return StoredBatches(loader, order)
 
 
 def draw_batches(session: Session) -> InstanceBatches | MixtureBatches:

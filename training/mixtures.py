@@ -66,27 +66,26 @@ class MixtureBatches(Sampler[list[tuple[int, int]]]):
         return self.num_batches - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        offsets = np.cumsum([0, *self.sizes])
-        counts = self.counts.tolist()
+        first = self.first
         ends = [(0, 0)] * len(self.sizes)  # epoch of each, and how much of it was drawn
-        orders: dict[int, tuple[int, np.ndarray]] = {}
-        for number, drawn in enumerate(counts):
+        orders: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * len(self.sizes)
+        for number, drawn in enumerate(self.counts.tolist()):
             starts = [place_in_epochs(*each) for each in zip(ends, drawn, self.sizes, strict=True)]
             ends = [(epoch, start + amount) for (epoch, start), amount in zip(starts, drawn, strict=True)]
-            if number < self.first:
+            if number < first:
                 continue
             batch: list[tuple[int, int]] = []
-            for part, ((epoch, start), amount) in enumerate(zip(starts, drawn, strict=True)):
-                if orders.get(part, (None,))[0] != epoch:
-                    orders[part] = epoch, offsets[part] + self._order(part, epoch)
-                rows = orders[part][1][start : start + amount].tolist()
-                batch += [(row, epoch) for row in rows]
+            for part, ((epoch, start), (_, end)) in enumerate(zip(starts, ends, strict=True)):
+                if orders[part][0] != epoch:
+                    orders[part] = epoch, self._order(part, epoch)
+                batch += [(row, epoch) for row in orders[part][1][start:end].tolist()]
             yield batch[self.rank :: self.num_ranks]
 
     def _order(self, part: int, epoch: int) -> np.ndarray:
         """All rows of a data set in the order of an epoch."""
         # A trailing zero doesn't change a seed sequence: the first data set keeps the order that it has alone.
-        return np.random.default_rng([self.seed, epoch, part]).permutation(self.sizes[part])
+        order = np.random.default_rng([self.seed, epoch, part]).permutation(self.sizes[part])
+        return order + sum(self.sizes[:part])
 
 
 def place_in_epochs(end: tuple[int, int], amount: int, size: int) -> tuple[int, int]:

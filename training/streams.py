@@ -16,6 +16,7 @@ from training.mixtures import draw_counts
 READ_AT_ONCE = 16  # rows
 # Units are opened one by one, which takes longer the more there are of a listing that counts each instance for one.
 MAX_UNITS = 1024
+PATIENCE = 10  # epochs; a lane may be dealt a last file with next to nothing in it
 
 State = dict[str, int]
 
@@ -94,19 +95,17 @@ class Lane:
         """The next rows, all of one epoch; the last few of an epoch that are fewer than asked for are left out.
 
         Raises:
-            ValueError: When a whole epoch of this lane has fewer rows.
+            ValueError: When epoch after epoch deals this lane fewer rows.
         """
-        is_whole = (self.number, self.given) == (0, 0)
-        taken = list(islice(self._rows, amount))
-        while len(taken) < amount:
-            if is_whole:
-                raise ValueError(
-                    f"Lane {self.place.lane} of {self.place.num_lanes} of a stream has {len(taken)} instances, a batch "
-                    f"draws {amount} of it; lower `instances_per_step` or `num_workers`, or leave out `streaming`."
-                )
+        for _ in range(PATIENCE):
+            taken = list(islice(self._rows, amount))
+            if len(taken) == amount:
+                return [row | {"epoch": self.epoch} for row in taken]
             self._begin(self.epoch + 1)
-            is_whole, taken = True, list(islice(self._rows, amount))
-        return [row | {"epoch": self.epoch} for row in taken]
+        raise ValueError(
+            f"Lane {self.place.lane} of {self.place.num_lanes} of a stream has {len(taken)} instances, a batch draws "
+            f"{amount} of it; lower `instances_per_step` or `num_workers`, or leave out `streaming`."
+        )
 
     def state_dict(self) -> State:
         """Where the next rows are found: the start of their window, and how many it has given."""

@@ -1,6 +1,10 @@
 import io
+import json
+import subprocess
+import sys
 import tarfile
 from itertools import islice
+from pathlib import Path
 
 import datasets
 import pytest
@@ -11,6 +15,7 @@ from torch.utils.data import DataLoader
 from datasets_scripts.loading import load_multifold
 from datasets_scripts.schema import FEATURES
 from tests.references.corpus import write_corpus
+from tests.references.hub_server import hub_server
 from tests.references.tiny import picture
 from training import sources
 from training.arguments import DataArguments
@@ -121,6 +126,52 @@ def test_tars_are_dealt_to_two_ranks_with_two_workers_each(tmp_path, columns):
         found += [row for batch in islice(loader, 6) for row in batch]
     assert sorted(row["instance_id"] for row in found) == [f"{n}{place}" for n in range(4) for place in "abc"]
     assert all(row["captions"] == ["a red chair"] and row["images"][0]["bytes"] == encoded() for row in found)
+
+
+HUB = """
+import json, sys
+from huggingface_hub import HfApi
+from torch.utils.data import DataLoader
+from training.arguments import DataArguments
+from training.sources import load_sources
+from training.streams import StreamedRows
+
+api = HfApi()
+api.create_repo("org/squares", repo_type="dataset")
+api.upload_folder(repo_id="org/squares", repo_type="dataset", folder_path=sys.argv[1])
+
+def read(amount, states=None, first=0):
+    rows = StreamedRows(load_sources(DataArguments("org/squares", streaming=True)).streams, [1.0], 2, 3, 0, 0, 1, 2)
+    rows.first, rows.states = first, states or rows.states
+    found = []
+    for batch, state in DataLoader(rows, batch_size=None, num_workers=2, collate_fn=tuple):
+        rows.states[(first + len(found)) % 2] = state
+        found.append([row["instance_id"] for row in batch])
+        if len(found) == amount:
+            return found, rows.states
+
+whole, _ = read(9)
+_, states = read(3)
+print(json.dumps([whole, read(6, states, 3)[0]]))
+"""
+
+
+@pytest.mark.slow
+def test_a_stream_of_the_hub_is_dealt_to_workers_and_goes_on(corpora, tmp_path):
+    rows = load_sources(DataArguments(str(corpora[0]))).splits["train"].rows.with_format(None)
+    for part in range(4):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        rows.shard(4, part).to_parquet(tmp_path / "data" / f"train-0000{part}-of-00004.parquet")
+    with hub_server() as server:
+        run = subprocess.run(
+            [sys.executable, "-c", HUB, str(tmp_path)],
+            env=server.environment(tmp_path / "home") | {"OMP_NUM_THREADS": "1"},
+            cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, timeout=240, check=False,
+        )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    whole, rest = json.loads(run.stdout.splitlines()[-1])
+    assert sorted(each for batch in whole[:6] for each in batch) == sorted(f"square-{n}" for n in range(12))
+    assert rest == whole[3:]
 
 
 def test_a_look_at_a_stream_is_short_and_its_other_splits_are_not_too_large(corpora, monkeypatch):

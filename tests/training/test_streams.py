@@ -82,6 +82,13 @@ def test_a_lane_that_has_no_whole_batch_says_what_to_do():
         lane(stream(), number=1, num_lanes=6).take(5)
 
 
+def test_a_lane_that_is_dealt_a_small_file_waits_for_the_next_deal():
+    readers = [lane(stream(num_rows=11, num_files=2), number, 2) for number in range(2)]
+    taken = [[reader.take(6) for _ in range(4)] for reader in readers]
+    assert all(len(set(ids(rows))) == 6 for rows in taken[0] + taken[1])
+    assert {rows[0]["epoch"] for rows in taken[0]} & {rows[0]["epoch"] for rows in taken[1]} == set()
+
+
 def test_rows_have_their_prefix_and_their_images_stay_encoded():
     (row,) = islice(stream(prefix="1:").rows(), 1)
     assert row["instance_id"] == "1:0"

@@ -15,8 +15,15 @@ from transformers import HfArgumentParser
 from training.redaction import redact
 
 # What a recipe says of its own data set, which means nothing to another one.
-DATASET_DETAILS = ("dataset_config", "data_dir", "instance_column", "image_columns", "caption_columns")
-DATASET_DETAILS += ("more_datasets", "dataset_weights")
+DATASET_DETAILS = (
+    "dataset_config",
+    "data_dir",
+    "instance_column",
+    "image_columns",
+    "caption_columns",
+    "more_datasets",
+    "dataset_weights",
+)
 # The keywords of `load_multifold` that an entry of `more_datasets` may have beside `dataset`.
 SOURCE_KEYS = ("config", "data_dir", "instance_column", "image_columns", "caption_columns")
 

@@ -225,8 +225,8 @@ class CollateBesideState:
     def __init__(self, collate: Callable[[Sequence[dict[str, Any]]], dict[str, Tensor]]) -> None:
         self.collate = collate
 
-    def __call__(self, element: tuple[list[dict[str, Any]], list[State]]) -> tuple[dict[str, Tensor], list[State]]:
-        """The flat batch, and the state."""
+    def __call__(self, element: Sequence[Any]) -> tuple[dict[str, Tensor], list[State]]:
+        """The flat batch, and the state, of an element of `StreamedRows`."""
         rows, state = element
         return self.collate(rows), state
 

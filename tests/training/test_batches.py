@@ -1,5 +1,6 @@
 import json
 import logging
+from functools import lru_cache
 from types import SimpleNamespace
 
 import datasets
@@ -16,6 +17,8 @@ from tests.references.tiny import tiny_processor
 from training.arguments import DataArguments
 from training.batches import build_batches
 from training.sources import load_sources
+
+PROCESSOR = tiny_processor()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,14 +41,19 @@ def folder(tmp_path_factory):
         yield folder / "parquet"
 
 
+@lru_cache
+def loaded(data):
+    return load_sources(DataArguments(**json.loads(data)))
+
+
 def batches(folder, rank=0, num_ranks=1, num_batches=8, **options):
     data = DataArguments(str(folder), **{"instances_per_step": 4, "num_workers": 0, **options})
     optimization = SimpleNamespace(max_steps=num_batches, gradient_accumulation_steps=1, seed=0)
     session = SimpleNamespace(
         arguments=SimpleNamespace(data=data, optimization=optimization),
         accelerator=SimpleNamespace(process_index=rank, num_processes=num_ranks, device=torch.device("cpu")),
-        sources=load_sources(data),
-        processor=tiny_processor(),
+        sources=loaded(json.dumps(vars(data))),
+        processor=PROCESSOR,
         frozen_text=None,
     )
     session.splits = session.sources.splits

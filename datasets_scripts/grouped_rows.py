@@ -26,6 +26,7 @@ from .raw_images import MAX_IMAGE_BYTES, MAX_PIXELS, check_image, check_max_pixe
 from .schema import FEATURES, RowBuilder, RowError, check_row, is_alike
 
 VERSION = "1.0.0"
+STREAM_BATCH = 16  # rows that a stream reads at once
 
 
 class Columns(NamedTuple):
@@ -88,19 +89,23 @@ class GroupedRows(RowBuilder):
 def group_stream(
     source: IterableDataset, columns: Columns, split: str, max_pixels: int = MAX_PIXELS
 ) -> IterableDataset:
-    """The same of a stream, whose rows of one instance must come one after the other."""
-    arguments = {"source": source, "columns": columns, "split": split, "max_pixels": max_pixels}
+    """The same of a stream, whose rows of one instance must come one after the other, in one of its files."""
+    count = source.num_shards
+    sources = [source.shard(num_shards=count, index=index) for index in range(count)]  # a list can be dealt to readers
+    arguments = {"sources": sources, "columns": columns, "split": split, "max_pixels": max_pixels}
     return IterableDataset.from_generator(join_runs, features=FEATURES, gen_kwargs=arguments, split=split)
 
 
-def join_runs(source: IterableDataset, columns: Columns, split: str, max_pixels: int) -> Iterator[dict[str, object]]:
+def join_runs(
+    sources: list[IterableDataset], columns: Columns, split: str, max_pixels: int
+) -> Iterator[dict[str, object]]:
     """A row for each run of rows with one id.
 
     Raises:
         RowError: If an id comes again after another, or a row is broken.
     """
     seen: set[str] = set()
-    rows = enumerate(with_columns(source, columns).decode(False))
+    rows = enumerate(row for source in sources for row in rows_of(with_columns(source, columns).decode(False)))
     try:
         for instance_id, run in groupby(rows, key=lambda row: id_of(row[1][columns.instance], row[0], split)):
             [(first, values), *others] = run
@@ -114,6 +119,12 @@ def join_runs(source: IterableDataset, columns: Columns, split: str, max_pixels:
             yield join_rows(instance_id, group, columns, f"row {first} of {split}", max_pixels)
     except pyarrow.ArrowException as error:
         raise RowError(f"{split}: the rows can't be read ({error}); get the files again.") from error
+
+
+def rows_of(source: IterableDataset) -> Iterator[dict[str, Any]]:
+    """All rows of a stream, also in a process of a loader: there its own iteration would leave out the others' shares."""
+    for batch in source.iter(STREAM_BATCH):
+        yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
 
 
 def with_columns(source: Any, columns: Columns) -> Any:

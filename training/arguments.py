@@ -15,7 +15,17 @@ from transformers import HfArgumentParser
 from training.redaction import redact
 
 # What a recipe says of its own data set, which means nothing to another one.
-DATASET_DETAILS = ("dataset_config", "data_dir", "instance_column", "image_columns", "caption_columns")
+DATASET_DETAILS = (
+    "dataset_config",
+    "data_dir",
+    "instance_column",
+    "image_columns",
+    "caption_columns",
+    "more_datasets",
+    "dataset_weights",
+)
+# The keywords of `load_multifold` that an entry of `more_datasets` may have beside `dataset`.
+SOURCE_KEYS = ("config", "data_dir", "instance_column", "image_columns", "caption_columns")
 
 
 def flag(help: str, **keywords: Any) -> Any:
@@ -44,6 +54,31 @@ class DataArguments:
     caption_columns: list[str] = field(
         default_factory=list, metadata={"help": "With `instance_column`, those with captions."}
     )
+    more_datasets: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Data sets whose training splits are mixed in; scores are of `dataset` alone. Each is a name like "
+            "`dataset`, or a mapping (JSON as a flag) of `dataset` and, where it needs them, `config`, `data_dir`, "
+            "`instance_column`, `image_columns` and `caption_columns`."
+        },
+    )
+    dataset_weights: list[float] = field(
+        default_factory=list,
+        metadata={
+            "help": "With `more_datasets`, how often an instance is drawn from each, `dataset` first, relative to the "
+            "others; by default as many as each has, which streams can't tell."
+        },
+    )
+    shared_instance_ids: bool = flag(
+        "An `instance_id` that several data sets have means one and the same thing; else each has its own.",
+        default=False,
+    )
+    streaming: bool = flag(
+        "Read the training split while training, and store nothing: see docs/data_sources.md.", default=False
+    )
+    shuffle_buffer: int = flag(
+        "With `streaming`, instances that each worker holds to shuffle them among each other.", default=1000
+    )
     num_proc: int | None = flag("Processes that build the data set; all cores by default.", default=None)
     instances_per_step: int = flag("Instances that all ranks together draw in a step.", default=64)
     views_per_instance: str = flag("Images drawn of each fold in a step, a number or `all`.", default="4")
@@ -66,6 +101,12 @@ class DataArguments:
         given = {name: getattr(self, name) for name in names if getattr(self, name)}
         return {"dataset": self.dataset, "config": self.dataset_config, **given}
 
+    @property
+    def more_sources(self) -> list[dict[str, Any]]:
+        """The same for each of `more_datasets`."""
+        shared = {"num_proc": self.num_proc} if self.num_proc else {}
+        return [read_source(entry) | shared for entry in self.more_datasets]
+
     def __post_init__(self) -> None:
         """Check what argparse can't."""
         for name in ("views_per_instance", "captions_per_instance"):
@@ -76,6 +117,26 @@ class DataArguments:
             raise ValueError(f"`crop_scale` must lie in (0, 1], got {self.crop_scale}.")
         if self.instances_per_step < 2:
             raise ValueError(f"`instances_per_step` must be at least 2, got {self.instances_per_step}.")
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"`shuffle_buffer` must be at least 1, got {self.shuffle_buffer}.")
+        self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        """Check the data sets that are mixed, and their weights."""
+        sources = [(source["dataset"], source.get("config")) for source in (self.source, *self.more_sources)]
+        if len(set(sources)) < len(sources):
+            raise ValueError(f"`more_datasets` must name each data set once, got {sources}; raise its weight instead.")
+        if self.dataset_weights and len(self.dataset_weights) != len(sources):
+            raise ValueError(
+                f"`dataset_weights` has {len(self.dataset_weights)} entries for {len(sources)} data sets; give one for "
+                "`dataset`, then one for each of `more_datasets`."
+            )
+        if not all(0 < weight < float("inf") for weight in self.dataset_weights):
+            raise ValueError(
+                f"`dataset_weights` must be positive, got {self.dataset_weights}; leave out what isn't to be drawn."
+            )
+        if self.streaming and self.more_datasets and not self.dataset_weights:
+            raise ValueError("`more_datasets` with `streaming` need `dataset_weights`: a stream has no size to go by.")
 
 
 @dataclass
@@ -281,6 +342,16 @@ def read_mapping(name: str, value: str | None) -> Any:
     return mapping
 
 
+def read_source(entry: str) -> dict[str, Any]:
+    """An entry of `more_datasets` as keywords of `load_multifold`."""
+    if not entry.startswith("{"):
+        return {"dataset": entry, "config": None}
+    given = read_mapping("more_datasets", entry)
+    if not isinstance(given.get("dataset"), str) or not given.keys() <= {"dataset", *SOURCE_KEYS}:
+        raise ValueError(f"`more_datasets` must have `dataset` and some of {list(SOURCE_KEYS)}, got {given}.")
+    return {"config": None, **given}
+
+
 def parse_arguments(arguments: Sequence[str], usage: str) -> Arguments:
     """The arguments of a command line whose first word may be a recipe.
 
@@ -332,7 +403,7 @@ def recipe_flags(recipe: str | None, without: Collection[str] = ()) -> list[str]
 def as_flags(key: str, value: Any) -> list[str]:
     """One setting of a recipe as words of a command line."""
     if isinstance(value, list):
-        return [f"--{key}", *map(str, value)] if value else []
+        return [f"--{key}", *(each if isinstance(each, str) else json.dumps(each) for each in value)] if value else []
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}"]
 
 

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow.compute
@@ -17,6 +17,7 @@ from modeling_mxmclr.folds_mxmclr import flatten_folds, hash_instance_id
 from training.frozen_text import FrozenTextFeatures
 
 Row = Mapping[str, Any]
+Split = TypeVar("Split")
 SPLIT_ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -51,7 +52,12 @@ class RawRows(torch.utils.data.Dataset):
 
 
 def named_splits(loaded: DatasetDict) -> dict[str, RawRows]:
-    """The splits by our names.
+    """The splits by our names, see `splits_by_name`."""
+    return {name: RawRows(rows) for name, rows in splits_by_name(loaded).items()}
+
+
+def splits_by_name(loaded: Mapping[str, Split]) -> dict[str, Split]:
+    """The splits by our names, stored or streamed.
 
     Raises:
         ValueError: When there is no training split.
@@ -61,7 +67,7 @@ def named_splits(loaded: DatasetDict) -> dict[str, RawRows]:
     }
     if "train" not in found:
         raise ValueError(f"`dataset` must have a split `train`, got {sorted(loaded)}.")
-    return {name: RawRows(rows) for name, rows in found.items()}
+    return found
 
 
 def caption_owners(parts: Iterable[RawRows]) -> dict[str, str]:

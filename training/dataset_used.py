@@ -9,6 +9,7 @@ from typing import Any, NotRequired, TypedDict
 
 from training.arguments import DataArguments
 from training.data import RawRows
+from training.sources import StreamSample
 
 
 class DatasetUsed(TypedDict):
@@ -16,6 +17,9 @@ class DatasetUsed(TypedDict):
 
     name: str
     fingerprint: NotRequired[str]  # of how the training split came about
+    mixed_with: NotRequired[list[str]]  # names of further data sets that training drew from
+    weights: NotRequired[list[float]]  # how often from each, where that was said
+    streamed: NotRequired[bool]  # whether the training split was, which then has neither size nor fingerprint
     sizes: NotRequired[dict[str, int]]  # instances by split
     split: NotRequired[str]  # the one that the run's `metrics` are about
     content: NotRequired[str]  # `content_hash` of that split
@@ -26,22 +30,35 @@ class DatasetUsed(TypedDict):
 
 def describe_dataset(data: DataArguments, splits: Mapping[str, RawRows], split: str) -> DatasetUsed:
     """What a run says of its data set, whose scores are those of `split`."""
-    described = plan_dataset(data) | {
-        "fingerprint": splits["train"].fingerprint,
-        "sizes": {name: len(rows) for name, rows in splits.items()},
-        "split": split,
-        "content": content_hash(splits[split]),
-    }
+    described = plan_dataset(data) | {"sizes": sizes_of(splits), "split": split}
+    if not isinstance(splits["train"], StreamSample):
+        described["fingerprint"] = splits["train"].fingerprint
+    if not isinstance(splits[split], StreamSample):
+        described["content"] = content_hash(splits[split])
     facts = {"license": splits[split].rows.info.license, "hub_id": data.dataset if is_hub_id(data.dataset) else None}
     return described | {name: value for name, value in facts.items() if value}  # type: ignore[return-value]
 
 
+def sizes_of(splits: Mapping[str, RawRows]) -> dict[str, int]:
+    """Instances by split, where they can be counted."""
+    return {name: len(rows) for name, rows in splits.items() if not isinstance(rows, StreamSample)}
+
+
+def names_of(data: DataArguments) -> list[str]:
+    """The data sets of a run, in words."""
+    sources = [data.source, *data.more_sources]
+    return [" ".join(filter(None, (source["dataset"], source["config"]))) for source in sources]
+
+
 def plan_dataset(data: DataArguments) -> DatasetUsed:
     """What is known of a data set before anyone has loaded it."""
-    return {
-        "name": " ".join(filter(None, (data.dataset, data.dataset_config))),
+    name, *others = names_of(data)
+    facts = {"mixed_with": others, "weights": data.dataset_weights, "streamed": data.streaming}
+    planned: DatasetUsed = {
+        "name": name,
         "source": {name: value for name, value in data.source.items() if value is not None and name != "num_proc"},
     }
+    return planned | {name: value for name, value in facts.items() if value}  # type: ignore[return-value]
 
 
 def is_hub_id(name: str) -> bool:

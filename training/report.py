@@ -15,7 +15,7 @@ from training.arguments import Arguments
 from training.card import Failure, Run
 from training.card_plan import plan_of
 from training.data import RawRows, decode_image
-from training.dataset_used import describe_dataset
+from training.dataset_used import describe_dataset, names_of, sizes_of
 from training.failures import worst_queries
 from training.models import is_frozen
 from training.neighbours import nearest_instances, sample_queries
@@ -25,6 +25,7 @@ from training.retrieval import Report, score_search
 from training.run_folder import git_revision
 from training.score_tables import directions_of
 from training.searches import Embeddings, searches
+from training.sources import StreamSample
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "mxmclr")
 
@@ -69,20 +70,22 @@ def describe_plan(
 ) -> str:
     """What a run is about to do, for people."""
     data, optimization = arguments.data, arguments.optimization
-    batch = min(data.instances_per_step, len(splits["train"]))
+    is_streamed = isinstance(splits["train"], StreamSample)
+    batch = data.instances_per_step if is_streamed else min(data.instances_per_step, len(splits["train"]))
     images, texts = mean_drawn(splits["train"], "images", views), mean_drawn(splits["train"], "captions", captions)
-    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items())
+    sizes = [f"{size:,} {name}" for name, size in sizes_of(splits).items()] + ["train streamed"] * is_streamed
     total, learning = count_parameters(model)
     steps = optimization.max_steps * optimization.gradient_accumulation_steps
     lines = {
-        "data": f"{data.dataset}: instances {sizes}",
+        "data": f"{' + '.join(names_of(data))}: instances {', '.join(sizes)}",
         "a step": f"{batch} instances, about {batch * images:.0f} images and {batch * texts:.0f} captions",
         "an image": f"about {texts:.1f} positives and {(batch - 1) * texts:.0f} negatives among the captions",
         "a caption": f"about {images:.1f} positives and {(batch - 1) * images:.0f} negatives among the images",
         "model": f"{describe_tower(model.text_model)} + {describe_tower(model.vision_model)}",
         "parameters": f"{total:,}, of which {learning:,} learn",
         "objective": f"{model.config.objective} {model.config.objective_settings or ''}".strip(),
-        "steps": f"{optimization.max_steps:,}, {steps * batch / len(splits['train']):.1f} epochs",
+        "steps": f"{optimization.max_steps:,}"
+        + ("" if is_streamed else f", {steps * batch / len(splits['train']):.1f} epochs"),
         "run folder": optimization.output_dir,
     }
     return "\n".join(f"  {name:<11}{text}" for name, text in lines.items())

@@ -13,10 +13,9 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from datasets.utils import logging as datasets_logging
 from transformers.utils import logging as transformers_logging
 
-from datasets_scripts.loading import load_multifold
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
 from training.arguments import Arguments
-from training.data import RawRows, caption_owners, named_splits
+from training.data import RawRows, caption_owners
 from training.frozen_text import FrozenTextFeatures
 from training.hardware import use_every_core
 from training.hub import Destination, Pusher
@@ -25,6 +24,7 @@ from training.lora import Adapter, attach_adapter, describe_adapter
 from training.models import build_model, is_frozen
 from training.redaction import RedactingFormatter
 from training.run_folder import RunFolder
+from training.sources import Sources, load_sources
 
 logger = get_logger(__name__)
 
@@ -35,7 +35,7 @@ class Session:
 
     arguments: Arguments
     accelerator: Accelerator
-    splits: dict[str, RawRows]
+    sources: Sources
     model: MXMCLRModel
     processor: MXMCLRProcessor
     adapter: Adapter | None  # within the model, whose own weights then stay as they are
@@ -43,6 +43,11 @@ class Session:
     folder: RunFolder | None  # of the main process alone
     pusher: Pusher | None  # of the main process alone, where the run is pushed
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def splits(self) -> dict[str, RawRows]:
+        """The splits by our names."""
+        return self.sources.splits
 
     @property
     def seconds(self) -> float:
@@ -96,11 +101,10 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
     """Data and model, before anything is learned."""
     data, options = arguments.data, arguments.optimization
     with accelerator.main_process_first():  # the others read what the first one built
-        loaded = load_multifold(**data.source)
-    splits = named_splits(loaded)
-    captions = (caption for fold in splits["train"].column("captions") for caption in fold)
+        sources = load_sources(data)
+    splits = sources.splits
     transformers_logging.set_verbosity_error()  # of each fresh head and unused key of a pretrained tower
-    model, processor = build_model(arguments.model, captions)
+    model, processor = build_model(arguments.model, sources.captions())
     adapter = attach_adapter(model, processor, arguments.lora) if arguments.lora.lora_rank else None
     if adapter is not None:
         logger.info("Only an adapter learns:\n%s", describe_adapter(adapter))
@@ -108,7 +112,7 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
         model.activation_checkpointing_enable()
     model.to(accelerator.device)
     frozen_text = None
-    if is_frozen(model.text_model):
+    if is_frozen(model.text_model) and not sources.streams:  # whose captions nobody has seen
         owners = caption_owners(splits.values())
         frozen_text = FrozenTextFeatures.encode(model, processor, owners, accelerator.is_main_process)
     if folder is not None:
@@ -117,7 +121,7 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
     # Equal weights on every rank so far; from here on each drops out its own units.
     set_seed(options.seed, device_specific=True)
     pusher = open_pusher(arguments, folder)
-    return Session(arguments, accelerator, splits, model, processor, adapter, frozen_text, folder, pusher)
+    return Session(arguments, accelerator, sources, model, processor, adapter, frozen_text, folder, pusher)
 
 
 def open_pusher(arguments: Arguments, folder: RunFolder | None) -> Pusher | None:

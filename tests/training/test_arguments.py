@@ -72,6 +72,24 @@ def test_columns_of_a_foreign_data_set_reach_the_loader(tmp_path):
     }
 
 
+def test_data_sets_of_a_mixture_are_names_or_mappings(tmp_path):
+    recipe = write(
+        tmp_path,
+        "dataset: shapes\ndataset_config: small\ndataset_weights: [2, 1, 0.5]\nnum_proc: 2\nclip_model: a\n"
+        "more_datasets:\n  - path/to/folder\n  - {dataset: org/products, instance_column: sku, image_columns: [a, b]}\n",
+    )
+    arguments = parse_arguments([recipe], "")
+    assert arguments.data.more_sources == [
+        {"dataset": "path/to/folder", "config": None, "num_proc": 2},
+        {"dataset": "org/products", "config": None, "instance_column": "sku", "image_columns": ["a", "b"]}
+        | {"num_proc": 2},
+    ]
+    assert arguments.data.dataset_weights == [2.0, 1.0, 0.5]
+    again = parse_arguments([write(tmp_path, yaml.safe_dump(arguments.as_dict()))], "")
+    assert again.as_dict() == arguments.as_dict()
+    assert parse_arguments([recipe, "--dataset", "mine"], "").data.more_datasets == []
+
+
 def test_every_flag_has_help():
     assert all(field.metadata["help"] for group in GROUPS for field in fields(group))
 
@@ -106,6 +124,16 @@ def test_broken_recipes_name_the_culprit(tmp_path, text, message):
         ([*MINIMAL, "--objective_settings={"], "`objective_settings` must be a JSON object"),
         ([*MINIMAL, "--view_per_instance=2"], "did you mean `views_per_instance`"),
         (["missing.yaml"], "'missing.yaml' does not exist"),
+        ([*MINIMAL, "--shuffle_buffer=0"], "`shuffle_buffer` must be at least 1, got 0"),
+        ([*MINIMAL, "--more_datasets", "emoji", "shapes"], "`more_datasets` must name each data set once"),
+        ([*MINIMAL, "--more_datasets", "{"], "`more_datasets` must be a JSON object, got '{'"),
+        ([*MINIMAL, "--more_datasets", '{"dataset": "a", "split": "b"}'], "must have `dataset` and some of .*, got"),
+        ([*MINIMAL, "--dataset_weights", "1", "2"], "`dataset_weights` has 2 entries for 1 data sets"),
+        (
+            [*MINIMAL, "--more_datasets", "emoji", "--dataset_weights", "1", "-2"],
+            r"`dataset_weights` must be positive, got \[1.0, -2.0\]",
+        ),
+        ([*MINIMAL, "--more_datasets", "emoji", "--streaming"], "with `streaming` need `dataset_weights`"),
         (
             [*MINIMAL, "--push_to_hub=a/b/c"],
             "`push_to_hub` must be a Hub id such as 'org/name', got 'a/b/c'",

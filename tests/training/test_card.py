@@ -187,6 +187,18 @@ def test_the_card_of_a_run_that_goes_on_says_so(run):
     assert "still running" not in render_card(run)
 
 
+def test_a_card_says_what_was_mixed_in_and_that_nobody_counted_a_stream(run):
+    streamed = {"name": "shapes", "split": "test", "sizes": {"test": 12}, "streamed": True, "content": "sha256:c3d4"}
+    mixed = {"mixed_with": ["org/other", HOSTILE[0]], "weights": [2.0, 1.0, 1.0]}
+    text = ModelCard(render_card(run | {"dataset": streamed | mixed})).text
+    assert "Training also drew from org/other, " in text
+    assert "with weights 2.0 : 1.0 : 1.0." in text
+    assert HOSTILE[0] not in text
+    assert "The training split was streamed" in text
+    assert "Fingerprint of how" not in text
+    assert "Instances: test 12." in text
+
+
 def test_five_lines_of_the_card_score_texts_by_the_views_of_an_instance(run, tmp_path, capsys):
     tiny_model().save_pretrained(tmp_path)
     tiny_processor().save_pretrained(tmp_path)

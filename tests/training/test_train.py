@@ -137,6 +137,25 @@ def test_two_processes_train_on_the_batch_of_one(recipe, finished):
         assert both[name] == pytest.approx(first[name])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--streaming", "--shuffle_buffer=4"]], ids=["stored", "streamed"])
+def test_several_data_sets_train_on_two_ranks_and_the_first_is_scored(recipe, flags):
+    other = recipe.parent / "other"
+    if not other.exists():
+        write_corpus(other, splits=(("train", 16),))
+    flags = [*flags, f"--more_datasets={other}", "--dataset_weights", 2, 1, "--freeze_text_tower=all"]
+    flags += ["--num_workers=1", "--output_dir=runs/mixed"]
+    run = launch("train.py", recipe, *flags, processes=2, cwd=recipe.parent)
+    assert run.returncode == 0, run.stderr
+    folder = recipe.parent / "runs" / "mixed"
+    history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert len([entry for entry in history if "train/loss" in entry]) == 4
+    used = json.loads((folder / "run.json").read_text())["dataset"]
+    assert (used["name"], used["mixed_with"], used["split"]) == (str(recipe.parent / "corpus"), [str(other)], "test")
+    assert ("train" in used["sizes"]) == ("streamed" not in used)
+    assert "Training also drew from" in (folder / "README.md").read_text()
+
+
 def test_a_recipe_with_an_unknown_key_stops_at_once(recipe):
     (recipe.parent / "broken.yaml").write_text("learning_rat: 1\n")
     run = launch("train.py", recipe.parent / "broken.yaml", cwd=recipe.parent)

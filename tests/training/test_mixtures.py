@@ -1,0 +1,82 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from training.data import InstanceBatches
+from training.mixtures import MixtureBatches, draw_counts
+
+SIZES, WEIGHTS = [10, 4, 6], [5.0, 1.0, 2.0]
+
+
+def mixture(num_batches=40, batch_size=4, **options):
+    return MixtureBatches(SIZES, WEIGHTS, batch_size, num_batches, seed=3, **options)
+
+
+def part_of(row):
+    return int(np.searchsorted(np.cumsum(SIZES), row, side="right"))
+
+
+def counted(weights, total, place):
+    """Points one apart, each in the interval of the data set that it falls on."""
+    ends = np.cumsum(weights) / np.sum(weights) * total
+    parts = [next(part for part, end in enumerate(ends) if place + number < end) for number in range(total)]
+    return [parts.count(part) for part in range(len(weights))]
+
+
+def test_counts_are_those_of_points_at_equal_distance():
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        weights = generator.uniform(0.1, 3, size=generator.integers(1, 5))
+        total, place = int(generator.integers(1, 20)), float(generator.random())
+        assert draw_counts(weights, total, place).tolist() == counted(weights, total, place)
+
+
+def test_whole_shares_are_drawn_exactly_and_others_on_average():
+    places = np.linspace(0, 1, 1000, endpoint=False)
+    assert (draw_counts([0.1, 0.7, 0.2], 10, places) == [1, 7, 2]).all()
+    counts = draw_counts([1, 2, 4], 5, places)
+    assert (counts.sum(axis=1) == 5).all()
+    np.testing.assert_allclose(counts.mean(axis=0), np.array([1, 2, 4]) / 7 * 5, atol=2e-3)
+
+
+def test_one_data_set_is_drawn_as_without_a_mixture():
+    alone = list(InstanceBatches(10, 4, 9, seed=5, rank=1, num_ranks=2))
+    assert list(MixtureBatches([10], [2.5], 4, 9, seed=5, rank=1, num_ranks=2)) == alone
+
+
+def test_every_data_set_has_its_share_of_the_instances():
+    drawn = [part_of(row) for batch in mixture(num_batches=400) for row, _ in batch]
+    shares = np.bincount(drawn) / len(drawn)
+    np.testing.assert_allclose(shares, np.array(WEIGHTS) / 8, atol=0.02)
+    assert all(len(batch) == 4 for batch in mixture())
+
+
+def test_no_instance_comes_twice_in_an_epoch_of_its_data_set():
+    drawn = [index for batch in mixture(num_batches=200) for index in batch]
+    assert len(set(drawn)) == len(drawn)
+    for part in range(3):
+        epochs = [epoch for row, epoch in drawn if part_of(row) == part]
+        assert all(later - former in (0, 1) for former, later in pairwise(epochs))
+        assert max(epochs) > 3
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_ranks_together_draw_each_batch_of_one_rank(num_ranks):
+    shares = [list(mixture(rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
+    for batch, *parts in zip(mixture(), *shares, strict=True):
+        assert sorted(batch) == sorted(index for part in parts for index in part)
+
+
+def test_batches_can_begin_anywhere():
+    whole, rest = list(mixture()), mixture()
+    for first in range(41):
+        rest.first = first
+        assert len(rest) == 40 - first
+        assert list(rest) == whole[first:]
+
+
+def test_a_data_set_smaller_than_its_share_gives_all_that_it_has():
+    batches = list(MixtureBatches([50, 2], [1, 1], 10, 5, seed=0))
+    assert all(sorted(row for row, _ in batch if row >= 50) == [50, 51] for batch in batches)
+    assert all(len(batch) == 7 for batch in batches)

@@ -59,12 +59,21 @@ def build_batches(session: Session, views: int | None, captions: int | None) -> 
     augment = Augmentation(
         image_size_of(session.processor), data.crop_scale, data.rotation, data.horizontal_flip, data.colour_jitter
     )
-    collator = FoldCollator(session.processor, views, captions, augment, session.frozen_text, options.seed)
+    collator = FoldCollator(
+        session.processor, views, captions, augment, session.frozen_text, options.seed, augment.smallest_source
+    )
     loader = DataLoader(
         EpochRows(rows),
         batch_sampler=order,
         collate_fn=collator,
-        num_workers=data.num_workers,
         pin_memory=accelerator.device.type == "cuda",
+        **loader_processes(data.num_workers, data.prefetch_factor),
     )
     return Batches(loader, order)
+
+
+def loader_processes(num_workers: int, prefetch_factor: int) -> dict[str, Any]:
+    """Keywords of a `DataLoader` whose processes live as long as it does, and work ahead."""
+    if num_workers == 0:
+        return {"num_workers": 0}
+    return {"num_workers": num_workers, "prefetch_factor": prefetch_factor, "persistent_workers": True}

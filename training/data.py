@@ -140,6 +140,7 @@ class FoldCollator:
         augment: Variation of a drawn image, called with it and a random generator.
         frozen_text: Features that replace tokens where the text tower never changes.
         seed: Seed of the draws.
+        smallest_source: Width and height to which a JPEG may be reduced while it is decoded; None decodes it whole.
     """
 
     def __init__(
@@ -150,7 +151,9 @@ class FoldCollator:
         augment: Callable[[PILImage.Image, np.random.Generator], PILImage.Image] | None = None,
         frozen_text: FrozenTextFeatures | None = None,
         seed: int = 0,
+        smallest_source: tuple[int, int] | None = None,
     ) -> None:
+        self.smallest_source = smallest_source
         self.processor, self.augment, self.frozen_text, self.seed = processor, augment, frozen_text, seed
         self.views_per_instance, self.captions_per_instance = views_per_instance, captions_per_instance
 
@@ -175,7 +178,7 @@ class FoldCollator:
 
     def _draw_images(self, row: Row, generator: np.random.Generator) -> list[PILImage.Image]:
         drawn = draw(row["images"], self.views_per_instance, generator)
-        images = [decode_image(value, row["instance_id"]) for value in drawn]
+        images = [decode_image(value, row["instance_id"], self.smallest_source) for value in drawn]
         return images if self.augment is None else [self.augment(image, generator) for image in images]
 
 
@@ -184,8 +187,14 @@ def draw(fold: Sequence[Any], count: int | None, generator: np.random.Generator)
     return [fold[place] for place in generator.permutation(len(fold))[:count]]
 
 
-def decode_image(value: Any, instance_id: str) -> PILImage.Image:
+def decode_image(value: Any, instance_id: str, smallest: tuple[int, int] | None = None) -> PILImage.Image:
     """An image of a row as PIL in RGB: given as such, or as the encoded `{"bytes", "path"}` of `datasets`.
+
+    Args:
+        value: The image.
+        instance_id: Whose it is, for messages.
+        smallest: Width and height that are enough. A larger JPEG is reduced by 2, 4 or 8 while it is decoded, which is
+            faster; other formats have no such way. None decodes any image whole.
 
     Raises:
         ValueError: For an image that is missing, broken, or larger than `MAX_PIXELS`.
@@ -197,6 +206,8 @@ def decode_image(value: Any, instance_id: str) -> PILImage.Image:
             image = PILImage.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"])
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS} pixels")
+        if smallest is not None:
+            image.draft(None, smallest)
         image.load()
     except (OSError, ValueError, SyntaxError, TypeError, PILImage.DecompressionBombError) as error:
         where = value.get("path") if isinstance(value, dict) else None

@@ -117,6 +117,7 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
         save_initial_embeddings(sample, folder.path)
     if frozen_text is None:
         share_texts(model, processor, options.text_buckets)
+        logger.info("A step's captions share up to %d calls of the text tower.", model.text_buckets)
     if options.compile_towers:
         compile_towers(model)
     # Equal weights on every rank so far; from here on each drops out its own units.

@@ -3,22 +3,16 @@
 import shutil
 
 import torch
-from accelerate.logging import get_logger
 
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
-
-logger = get_logger(__name__)
 
 TOLERANCE = 1e-3  # of a vector's largest entry; half types are as coarse
 COMPILERS = ("c++", "g++", "clang++")
 
 
 def share_texts(model: MXMCLRModel, processor: MXMCLRProcessor, num_buckets: int) -> None:
-    """Let so many calls of the text tower share a batch, unless its vectors depend on the padding behind a text."""
-    if num_buckets > 1 and not ignores_padding(model, processor):
-        logger.info("The text tower's vectors depend on padding: captions are padded as before, in one call.")
-        num_buckets = 1
-    model.text_buckets = num_buckets
+    """Let so many calls of the text tower share a batch; one, where its vectors depend on the padding behind a text."""
+    model.text_buckets = num_buckets if ignores_padding(model, processor) else 1
 
 
 @torch.no_grad()

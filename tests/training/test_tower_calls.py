@@ -42,8 +42,7 @@ def ragged_step(model, step):
     return output
 
 
-@pytest.mark.parametrize("num_buckets", [1, 3])
-def test_ragged_batches_are_compiled_a_few_times_and_give_the_same(num_buckets, monkeypatch):
+def test_ragged_batches_are_compiled_a_few_times_and_give_the_same(monkeypatch):
     monkeypatch.setattr("modeling_mxmclr.buckets_mxmclr.CALL_TOKENS", 0)
     graphs = []
 
@@ -53,7 +52,7 @@ def test_ragged_batches_are_compiled_a_few_times_and_give_the_same(num_buckets, 
 
     torch._dynamo.reset()
     plain, compiled = tiny_model(), tiny_model()
-    plain.text_buckets = compiled.text_buckets = num_buckets
+    plain.text_buckets = compiled.text_buckets = 3
     compile_towers(compiled, backend=counting)
     for step in range(12):
         expected, found = ragged_step(plain, step), ragged_step(compiled, step)

@@ -2,7 +2,8 @@
 
 From encoded bytes to a batch of pixel values in the main process: decode, resize, normalise, batch. Both sides are
 loaders of torch with the same rows, batches and workers, the same size, and Pillow's bicubic filter. The peer opens,
-converts, resizes, stacks and normalises as one writes it by hand. Ours is a training run's `FoldCollator`. Rounds take
+converts, resizes, stacks and normalises as one writes it by hand. Ours is a training run's `FoldCollator` with all
+views of an instance and no caption, which also hashes ids. Rounds take
 turns; a ratio is the median of the rounds' ratios, with the smallest and the largest. PNGs must come out equal; JPEGs
 differ by being reduced while they are decoded (`draft`), and how much is printed.
 """
@@ -39,33 +40,35 @@ def main() -> None:
     """Print images a second of both, for PNGs and for JPEGs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/emoji"), help="Default: %(default)s.")
-    parser.add_argument("--pngs", type=int, default=2048, help="Default: %(default)s.")
+    parser.add_argument("--emoji", type=int, default=300, help="With about seven PNGs each (default: %(default)s).")
     parser.add_argument("--png_size", type=int, default=64, help="What they become, in pixels (default: %(default)s).")
     parser.add_argument("--jpegs", type=int, default=256, help="Default: %(default)s.")
     parser.add_argument("--jpeg_side", type=int, default=1024, help="Of what is decoded (default: %(default)s).")
     parser.add_argument("--jpeg_size", type=int, default=224, help="What they become (default: %(default)s).")
-    parser.add_argument("--batch_size", type=int, default=64, help="Default: %(default)s.")
+    parser.add_argument("--batch_size", type=int, default=32, help="In instances (default: %(default)s).")
     parser.add_argument("--workers", type=int, default=1, help="Of each side (default: %(default)s).")
     parser.add_argument("--rounds", type=int, default=5, help="Default: %(default)s.")
     chosen = parser.parse_args()
-    print(f"{chosen.workers} workers, batches of {chosen.batch_size}")
-    pngs, jpegs = read_pngs(chosen.data, chosen.pngs), make_jpegs(chosen.jpegs, chosen.jpeg_side)
-    title = f"{len(pngs)} emoji PNGs of 128 px to {chosen.png_size} px"
+    print(f"{chosen.workers} workers, batches of {chosen.batch_size} instances")
+    pngs, jpegs = read_pngs(chosen.data, chosen.emoji), make_jpegs(chosen.jpegs, chosen.jpeg_side)
+    title = f"emoji PNGs of 128 px to {chosen.png_size} px"
     compare(title, pngs, chosen.png_size, chosen.batch_size, chosen.workers, chosen.rounds, exact=True)
-    title = f"{len(jpegs)} JPEGs of {chosen.jpeg_side} px to {chosen.jpeg_size} px"
+    title = f"JPEGs of {chosen.jpeg_side} px to {chosen.jpeg_size} px"
     compare(title, jpegs, chosen.jpeg_size, chosen.batch_size, chosen.workers, chosen.rounds, exact=False)
 
 
 def read_pngs(folder: Path, count: int) -> Rows:
-    """Rows of one view each."""
+    """The first emoji, with all their views."""
     with (folder / "metadata.jsonl").open(encoding="utf-8") as lines:
-        paths = [path for line in lines for path in json.loads(line)["images"]][:count]
-    return [as_row(path, (folder / path).read_bytes()) for path in paths]
+        described = [json.loads(line) for line in lines][:count]
+    return [
+        as_row(each["instance_id"], [(folder / path).read_bytes() for path in each["images"]]) for each in described
+    ]
 
 
 def make_jpegs(count: int, side: int) -> Rows:
-    """Rows of one picture each, of smooth shapes with some grain, as photos have it."""
-    rows = []
+    """Pictures of smooth shapes with some grain, as photos have it, four an instance."""
+    files = []
     for number in range(count):
         generator = np.random.default_rng(number)
         coarse = Image.fromarray(generator.integers(0, 256, (24, 24, 3), dtype=np.uint8))
@@ -73,13 +76,14 @@ def make_jpegs(count: int, side: int) -> Rows:
         grain = generator.integers(-8, 9, (side, side, 1), dtype=np.int16)
         file = io.BytesIO()
         Image.fromarray((smooth + grain).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
-        rows.append(as_row(f"{number}.jpg", file.getvalue()))
-    return rows
+        files.append(file.getvalue())
+    return [as_row(str(start), files[start : start + 4]) for start in range(0, count, 4)]
 
 
-def as_row(path: str, content: bytes) -> dict[str, Any]:
+def as_row(instance_id: str, files: Sequence[bytes]) -> dict[str, Any]:
     """A row as a training run reads it."""
-    return {"instance_id": path, "images": [{"bytes": content, "path": path}], "captions": ["a"], "epoch": 0}
+    images = [{"bytes": content, "path": None} for content in files]
+    return {"instance_id": instance_id, "images": images, "captions": [], "epoch": 0}
 
 
 class PlainLoop:
@@ -93,8 +97,9 @@ class PlainLoop:
         """The pixel values of a batch."""
         pixels = []
         for row in rows:
-            image = Image.open(io.BytesIO(row["images"][0]["bytes"])).convert("RGB")
-            pixels.append(np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC)))
+            for file in row["images"]:
+                image = Image.open(io.BytesIO(file["bytes"])).convert("RGB")
+                pixels.append(np.asarray(image.resize((self.size, self.size), Image.Resampling.BICUBIC)))
         return (torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
 
@@ -121,7 +126,9 @@ def compare(title: str, rows: Rows, size: int, batch_size: int, workers: int, ro
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]")
     ours = OurPath(size, MXMCLRProcessor(image_processor, tokenizer))
     peer = PlainLoop(size, image_processor.image_mean, image_processor.image_std)
-    apart = (ours(rows[:16]) - peer(rows[:16])).abs() * torch.tensor(image_processor.image_std).view(3, 1, 1) * 255
+    # A draw of all views is in random order; one view has none.
+    some = [row | {"images": row["images"][:1]} for row in rows[:16]]
+    apart = (ours(some) - peer(some)).abs() * torch.tensor(image_processor.image_std).view(3, 1, 1) * 255
     if exact and apart.max() > 1e-3:
         raise SystemExit(f"{title}: the images must be equal, they are {apart.max():.2f} of 255 apart.")
     loaders = [
@@ -130,7 +137,8 @@ def compare(title: str, rows: Rows, size: int, batch_size: int, workers: int, ro
     for loader in loaders:
         timed(loader)  # starts its workers
     seconds = [tuple(map(timed, loaders)) for _ in range(rounds)]
-    rates = [len(rows) / statistics.median(each) for each in zip(*seconds, strict=True)]
+    num_images = sum(len(row["images"]) for row in rows)
+    rates = [num_images / statistics.median(each) for each in zip(*seconds, strict=True)]
     ratios = sorted(slow / fast for fast, slow in seconds)
     print(f"{title}: ours {rates[0]:.0f} a second, plain {rates[1]:.0f} a second,")
     print(

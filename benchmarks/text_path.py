@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, ViTConfig
+from transformers import AutoTokenizer, CLIPImageProcessorPil, ViTConfig
 from transformers.utils import logging as transformers_logging
 
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
@@ -46,7 +46,7 @@ def main() -> None:
     source = resolve_checkpoint(chosen.text_model)
     vision = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, image_size=32)
     model = MXMCLRModel.from_text_vision_pretrained(source, vision).eval()
-    processor = MXMCLRProcessor(None, AutoTokenizer.from_pretrained(source))
+    processor = MXMCLRProcessor(CLIPImageProcessorPil(), AutoTokenizer.from_pretrained(source))
     captions = draw_captions(chosen.data, chosen.captions)
     report_tokens(processor, captions, chosen.batch_size)
 

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_base import ImageProcessingMixin
 
 # What a subclass may override to do more, or other, than to resize, to crop, and to map each value of each channel.
 STEPS = (
@@ -27,7 +26,7 @@ STEPS = (
 )
 
 
-def pixel_values(image_processor: ImageProcessingMixin, images: Sequence[Any], keywords: dict[str, Any]) -> Tensor:
+def pixel_values(image_processor: Any, images: Sequence[Any], keywords: dict[str, Any]) -> Tensor:
     """What `image_processor(images, **keywords)` returns as `pixel_values`, `(num_images, channels, height, width)`.
 
     Plain processors copy, convert and check each image several times over, and scale in float64. Where one is plain,
@@ -41,13 +40,13 @@ def pixel_values(image_processor: ImageProcessingMixin, images: Sequence[Any], k
     """
     if keywords == {"return_tensors": "pt"} and is_plain(image_processor):
         resized = [resize(image_processor, image) for image in images]
-        sizes = {None if image is None else image.size for image in resized}
-        if None not in sizes and len(sizes) == 1:
-            return look_up(value_table(image_processor), resized)
+        done = [image for image in resized if image is not None]
+        if len(done) == len(images) and len({image.size for image in done}) == 1:
+            return look_up(value_table(image_processor), done)
     return image_processor(list(images), **keywords)["pixel_values"]
 
 
-def is_plain(image_processor: ImageProcessingMixin) -> bool:
+def is_plain(image_processor: Any) -> bool:
     """Whether it does what the class of transformers does, and pads nothing."""
     own = type(image_processor)
     return (
@@ -89,9 +88,12 @@ def output_size(wanted: dict[str, int], size: tuple[int, int]) -> tuple[int, int
 
 def value_table(image_processor: Any) -> np.ndarray:
     """What the processor makes of each of the 256 values of each channel, `(3, 256)`."""
-    every_value = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
-    made = image_processor([Image.fromarray(every_value)], do_resize=False, do_center_crop=False, return_tensors="np")
-    return made["pixel_values"][0, :, 0]
+    values = np.repeat(np.arange(256, dtype=np.uint8)[None, None], 3, axis=0)
+    if image_processor.do_rescale:
+        values = image_processor.rescale(values, image_processor.rescale_factor)
+    if image_processor.do_normalize:
+        values = image_processor.normalize(values, image_processor.image_mean, image_processor.image_std)
+    return values[:, 0]
 
 
 def look_up(table: np.ndarray, images: Sequence[Image.Image]) -> Tensor:

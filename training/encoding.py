@@ -111,7 +111,7 @@ def encode_each(
     model: MXMCLRModel,
     processor: MXMCLRProcessor,
     rows: RawRows,
-    shards: Sequence[Sequence[Sequence[int]]],
+    shards: Sequence[list[list[int]]],
     frozen_text: FrozenTextFeatures | None = None,
     num_workers: int = 0,
     show_progress: bool = False,

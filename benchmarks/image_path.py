@@ -30,8 +30,7 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
 from modeling_mxmclr import MXMCLRProcessor
 from training.augmentation import Augmentation
-from training.batches import loader_processes
-from training.data import FoldCollator
+from training.data import FoldCollator, loader_processes
 
 Rows = list[dict[str, Any]]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.augmentation import Augmentation
-from training.data import EpochRows, FoldCollator, InstanceBatches
+from training.data import EpochRows, FoldCollator, InstanceBatches, loader_processes
 from training.models import image_size_of
 from training.session import Session
 
@@ -70,10 +70,3 @@ def build_batches(session: Session, views: int | None, captions: int | None) -> 
         **loader_processes(data.num_workers, data.prefetch_factor),
     )
     return Batches(loader, order)
-
-
-def loader_processes(num_workers: int, prefetch_factor: int) -> dict[str, Any]:
-    """Keywords of a `DataLoader` whose processes live as long as it does, and work ahead."""
-    if num_workers == 0:
-        return {"num_workers": 0}
-    return {"num_workers": num_workers, "prefetch_factor": prefetch_factor, "persistent_workers": True}

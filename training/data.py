@@ -220,3 +220,10 @@ def decode_image(value: Any, instance_id: str, smallest: tuple[int, int] | None 
 def fold_count(flag: str) -> int | None:
     """A count flag as `FoldCollator` takes it: a number, or None for `all`."""
     return None if flag == "all" else int(flag)
+
+
+def loader_processes(num_workers: int, prefetch_factor: int) -> dict[str, Any]:
+    """Keywords of a `DataLoader` whose processes live as long as it does, and work ahead."""
+    if num_workers == 0:
+        return {"num_workers": 0}
+    return {"num_workers": num_workers, "prefetch_factor": prefetch_factor, "persistent_workers": True}

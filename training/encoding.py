@@ -46,8 +46,8 @@ def encode_rows(
     show_progress: bool = False,
 ) -> Embeddings:
     """The embeddings of every observation of some rows; several ranks encode a share each and all get the whole."""
-    batches = split_into_batches(range(rank, len(rows), num_ranks))
-    shards = [batches] if batches else []
+    share, size = range(rank, len(rows), num_ranks), Origin.instances_per_shard
+    shards = [split_into_batches(share[start : start + size]) for start in range(0, len(share), size)]
     parts = list(encode_each(model, processor, rows, shards, frozen_text, num_workers, show_progress))
     return join_embeddings(gather_object(parts) if num_ranks > 1 else parts)
 

@@ -41,8 +41,9 @@ class FrozenTextFeatures:
             owners: The captions, and the `instance_id` of one instance that has each, for messages.
             show_progress: Whether to show a bar.
         """
-        was_training = model.text_model.training
+        was_training, text_buckets = model.text_model.training, model.text_buckets
         model.text_model.eval()
+        model.text_buckets = 1  # of texts as long as each other
         batches = list(batch_by_length(processor, sorted(owners))) or [[]]
         features = []
         for batch in tqdm(batches, desc="text tower", disable=not show_progress, leave=False):
@@ -51,6 +52,7 @@ class FrozenTextFeatures:
             tokens.pop("text_group_ids")
             features.append(model.get_text_tower_output(**tokens).cpu())
         model.text_model.train(was_training)
+        model.text_buckets = text_buckets
         return cls([caption for batch in batches for caption in batch], torch.cat(features))
 
 

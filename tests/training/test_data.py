@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from training.data import (
     decode_image,
     draw,
     fold_count,
+    loader_processes,
     named_splits,
 )
 from training.frozen_text import FrozenTextFeatures
@@ -199,6 +201,19 @@ def test_the_collator_reduces_what_its_augmentation_can_spare():
     for smallest in (None, Augmentation((32, 32), crop_scale=0.25).smallest_source):
         FoldCollator(tiny_processor(), augment=augment, smallest_source=smallest)([row | {"epoch": 0}])
     assert seen == [(640, 640), (160, 160)]
+
+
+def worker_id(_):
+    return torch.utils.data.get_worker_info().id, os.getpid()
+
+
+def test_the_processes_of_a_loader_live_as_long_as_it_does():
+    loader = torch.utils.data.DataLoader(range(4), collate_fn=worker_id, **loader_processes(2, 3))
+    assert loader.prefetch_factor == 3
+    first, second = set(loader), set(loader)
+    assert first == second
+    assert len(first) == 2
+    assert loader_processes(0, 3) == {"num_workers": 0}
 
 
 def test_counts_are_numbers_or_all():

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
 
+from .buckets_mxmclr import can_be_cut, pool_in_buckets
 from .configuration_mxmclr import MXMCLRConfig
 from .contrast_mxmclr import ObjectiveOutput
 from .distributed_mxmclr import gather_inputs, gather_observations, world_size
@@ -47,7 +48,7 @@ class MXMCLROutput(ModelOutput):
         image_embeds: `(num_images, projection_dim)`, unit norm, at least float32.
         text_embeds: `(num_texts, projection_dim)`, unit norm, at least float32.
         logit_scale: `(1,)`, the learned log scale, clamped.
-        text_model_output: What the text tower returned.
+        text_model_output: What the text tower returned; None where it ran in more than one part, see `text_buckets`.
         vision_model_output: What the image tower returned.
     """
 
@@ -72,6 +73,11 @@ class MXMCLRModel(PreTrainedModel):
         text_model: A text tower to take over; its config replaces `config.text_config`.
         vision_model: An image tower to take over; its config replaces `config.vision_config`.
 
+    Attributes:
+        text_buckets: How many calls of the text tower may share a batch of texts, so that short ones aren't padded to
+            the longest and equal ones are encoded once. 1, where a model starts, is one call with the texts as they
+            are. For towers whose vectors ignore padding; not saved.
+
     Raises:
         ValueError: For an unknown objective or setting, or towers and heads that don't fit.
     """
@@ -86,6 +92,7 @@ class MXMCLRModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
+    text_buckets = 1
 
     def __init__(
         self,
@@ -331,20 +338,28 @@ class MXMCLRModel(PreTrainedModel):
 
     def _embed_texts(
         self, input_ids: Tensor, attention_mask: Tensor | None, keywords: dict[str, Any]
-    ) -> tuple[Tensor, ModelOutput]:
+    ) -> tuple[Tensor, ModelOutput | None]:
         pooled, output = self._pool_texts(input_ids, attention_mask, keywords)
         return self._project(self.text_projection, pooled), output
 
     def _pool_texts(
         self, input_ids: Tensor, attention_mask: Tensor | None, keywords: dict[str, Any]
-    ) -> tuple[Tensor, ModelOutput]:
+    ) -> tuple[Tensor, ModelOutput | None]:
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask} | keywords
+        tokens = {name: value for name, value in tokens.items() if value is not None}
+        if self.text_buckets > 1 and can_be_cut(tokens):
+            min_calls = self.text_buckets if world_size() > 1 else 1
+            return pool_in_buckets(self._run_text_tower, tokens, self.text_buckets, min_calls), None
         if len(input_ids) == 0:
             blank = input_ids.new_zeros(2, max(1, input_ids.shape[1]))
             tokens = {"input_ids": blank, "attention_mask": torch.ones_like(blank)}
-        output = self.text_model(**{name: value for name, value in tokens.items() if value is not None})
+        output = self.text_model(**tokens)
         pooled = pool_tower_output(output, self.config.text_pooling, tokens.get("attention_mask"))
         return pooled[: len(input_ids)], output
+
+    def _run_text_tower(self, tokens: dict[str, Tensor]) -> Tensor:
+        output = self.text_model(**tokens)
+        return pool_tower_output(output, self.config.text_pooling, tokens["attention_mask"])
 
     def _project(self, projection: nn.Module, pooled: Tensor) -> Tensor:
         projected = projection(self.projection_dropout(pooled))

@@ -12,6 +12,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.processing_utils import ProcessingKwargs
 
 from .folds_mxmclr import flatten_folds, hash_instance_id
+from .pixels_mxmclr import pixel_values
 
 PADDINGS = ("longest", "max_length")
 
@@ -125,8 +126,8 @@ class MXMCLRProcessor(ProcessorMixin):
     def _pixel_values(self, images: list[Any], keywords: dict[str, Any]) -> Tensor:
         # The image processor knows the shape of an image even where there is none.
         blank = [Image.new("RGB", (8, 8))] if not images else []
-        pixels = self.image_processor([self.to_rgb(image) for image in images] or blank, **keywords)["pixel_values"]
-        return pixels[: len(images)]
+        rgb = [self.to_rgb(image) for image in images]
+        return pixel_values(self.image_processor, rgb or blank, keywords)[: len(images)]
 
     def _tokens(self, captions: list[str], owners: list[str], keywords: dict[str, Any]) -> dict[str, Tensor]:
         keywords = {"padding": self.text_padding} | keywords

@@ -23,6 +23,7 @@ SIBLINGS = {
     },
     "version": set(),
     "configuration_mxmclr": set(),
+    "buckets_mxmclr": set(),
     "folds_mxmclr": set(),
     "tiles_mxmclr": set(),
     "blockwise_mxmclr": {"folds_mxmclr", "tiles_mxmclr"},
@@ -54,6 +55,7 @@ SIBLINGS = {
     "scale_mxmclr": set(),
     "towers_mxmclr": {"configuration_mxmclr"},
     "modeling_mxmclr": {
+        "buckets_mxmclr",
         "configuration_mxmclr",
         "contrast_mxmclr",
         "folds_mxmclr",
@@ -62,15 +64,17 @@ SIBLINGS = {
         "scale_mxmclr",
         "towers_mxmclr",
     },
-    "processing_mxmclr": {"folds_mxmclr"},
+    "pixels_mxmclr": set(),
+    "processing_mxmclr": {"folds_mxmclr", "pixels_mxmclr"},
     "sentence_transformers_mxmclr": set(),
     "probe_mxmclr": {"modeling_mxmclr", "processing_mxmclr"},
     "adapters_mxmclr": {"modeling_mxmclr", "processing_mxmclr", "probe_mxmclr"},
 }
 # Each of these becomes a requirement of whoever loads a checkpoint with `trust_remote_code`.
 CHECKPOINT_PACKAGES = {"torch", "transformers", "huggingface_hub"}
-# And what single files may import beside them. Only the first of these goes into checkpoints.
+# And what single files may import beside them. Only the first two of these go into checkpoints.
 MORE_PACKAGES = {
+    "pixels_mxmclr": {"numpy", "PIL"},
     "processing_mxmclr": {"numpy", "PIL"},
     "probe_mxmclr": {"safetensors"},
     "adapters_mxmclr": {"peft", "safetensors"},

@@ -14,6 +14,7 @@ from tests.references.tiny import picture, tiny_model, tiny_processor
 # What a checkpoint carries: all that the model and the processor reach, flat.
 COPIED = {
     "blockwise_mxmclr.py",
+    "buckets_mxmclr.py",
     "configuration_mxmclr.py",
     "contrast_mxmclr.py",
     "distributed_mxmclr.py",
@@ -22,6 +23,7 @@ COPIED = {
     "modeling_mxmclr.py",
     "multiview_objectives_mxmclr.py",
     "objectives_mxmclr.py",
+    "pixels_mxmclr.py",
     "pmrl_mxmclr.py",
     "processing_mxmclr.py",
     "relation_mxmclr.py",

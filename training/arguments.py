@@ -93,6 +93,7 @@ class DataArguments:
         default=0.0,
     )
     num_workers: int = flag("Processes that load and vary images, on each rank.", default=1)
+    prefetch_factor: int = flag("Batches that each of these processes keeps ready.", default=2)
 
     @property
     def source(self) -> dict[str, Any]:
@@ -115,6 +116,8 @@ class DataArguments:
                 raise ValueError(f"`{name}` must be a positive number or `all`, got {count!r}.")
         if not 0 < self.crop_scale <= 1:
             raise ValueError(f"`crop_scale` must lie in (0, 1], got {self.crop_scale}.")
+        if self.prefetch_factor < 1:
+            raise ValueError(f"`prefetch_factor` must be at least 1, got {self.prefetch_factor}.")
         if self.instances_per_step < 2:
             raise ValueError(f"`instances_per_step` must be at least 2, got {self.instances_per_step}.")
         if self.shuffle_buffer < 1:
@@ -258,6 +261,14 @@ class OptimizationArguments:
     max_grad_norm: float = flag("Largest norm of the whole gradient; 0 for no clipping.", default=1.0)
     gradient_accumulation_steps: int = flag("Batches whose gradients are averaged before a step.", default=1)
     gradient_checkpointing: bool = flag("Recompute activations in the backward pass to save memory.", default=False)
+    text_buckets: int = flag(
+        "Calls of the text tower among which a batch's captions are shared by length, each padded to its own longest; "
+        "identical captions are encoded once. 1 pads all to the longest.",
+        default=4,
+    )
+    compile_towers: bool = flag(
+        "Compile both towers by `torch.compile`; needs a C++ compiler on a CPU, Triton on a GPU.", default=False
+    )
     mixed_precision: str = flag("`no`, `bf16` or `fp16`.", default="no")
     eval_every: int = flag("Steps between evaluations on the validation split.", default=200)
     log_every: int = flag("Steps between log entries.", default=10)
@@ -277,7 +288,7 @@ class OptimizationArguments:
         """Check what argparse can't."""
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"`mixed_precision` must be one of ['no', 'bf16', 'fp16'], got {self.mixed_precision!r}.")
-        for name in ("max_steps", "gradient_accumulation_steps", "eval_every", "log_every"):
+        for name in ("max_steps", "gradient_accumulation_steps", "eval_every", "log_every", "text_buckets"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.push_to_hub is not None:

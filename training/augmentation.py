@@ -1,10 +1,13 @@
 """Variations of training images that leave standing what captions speak of."""
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+# As the `reducing_gap` of Pillow, from which on a reduced image can hardly be told from the whole one.
+REDUCING_GAP = 2.0
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
@@ -26,6 +29,12 @@ class Augmentation:
     horizontal_flip: bool = False
     colour_jitter: float = 0.0
 
+    @property
+    def smallest_source(self) -> tuple[int, int]:
+        """Width and height from which on an image is large enough for any crop, in pixels."""
+        height, width = (ceil(REDUCING_GAP * extent / self.crop_scale**0.5) for extent in self.size)
+        return width, height
+
     def __call__(self, image: Image.Image, generator: np.random.Generator) -> Image.Image:
         """A variation of an RGB image."""
         if self.rotation:
@@ -33,7 +42,7 @@ class Augmentation:
             image = image.rotate(angle, Image.Resampling.BILINEAR, fillcolor=image.getpixel((0, 0)))
         if self.crop_scale < 1:
             box = random_box(image.size, self.crop_scale, generator)
-            image = image.resize(self.size[::-1], Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+            image = image.resize(self.size[::-1], Image.Resampling.BICUBIC, box=box, reducing_gap=REDUCING_GAP)
         if self.horizontal_flip and generator.random() < 0.5:
             image = ImageOps.mirror(image)
         if self.colour_jitter:

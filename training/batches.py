@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.augmentation import Augmentation
-from training.data import EpochRows, FoldCollator, InstanceBatches
+from training.data import EpochRows, FoldCollator, InstanceBatches, loader_processes
 from training.mixtures import MixtureBatches
 from training.models import image_size_of
 from training.session import Session
@@ -112,7 +112,9 @@ def build_batches(session: Session, views: int | None, captions: int | None) -> 
     augment = Augmentation(
         image_size_of(session.processor), data.crop_scale, data.rotation, data.horizontal_flip, data.colour_jitter
     )
-    collator = FoldCollator(session.processor, views, captions, augment, session.frozen_text, options.seed)
+    collator = FoldCollator(
+        session.processor, views, captions, augment, session.frozen_text, options.seed, augment.smallest_source
+    )
     if session.sources.streams:
         return stream_batches(session, collator)
     order = draw_batches(session)
@@ -120,8 +122,8 @@ def build_batches(session: Session, views: int | None, captions: int | None) -> 
         EpochRows(session.splits["train"]),
         batch_sampler=order,
         collate_fn=collator,
-        num_workers=data.num_workers,
         pin_memory=session.accelerator.device.type == "cuda",
+        **loader_processes(data.num_workers, data.prefetch_factor),
     )
     return StoredBatches(loader, order)
 
@@ -172,7 +174,7 @@ def stream_batches(session: Session, collator: FoldCollator) -> StreamedBatches:
         rows,
         batch_size=None,  # the rows come in batches, which no dispatcher may cut
         collate_fn=CollateBesideState(collator),
-        num_workers=num_workers,
         pin_memory=accelerator.device.type == "cuda",
+        **loader_processes(num_workers, data.prefetch_factor),
     )
     return StreamedBatches(loader, rows, options.max_steps * options.gradient_accumulation_steps)

@@ -146,6 +146,7 @@ class FoldCollator:
         augment: Variation of a drawn image, called with it and a random generator.
         frozen_text: Features that replace tokens where the text tower never changes.
         seed: Seed of the draws.
+        smallest_source: Width and height to which a JPEG may be reduced while it is decoded; None decodes it whole.
     """
 
     def __init__(
@@ -156,7 +157,9 @@ class FoldCollator:
         augment: Callable[[PILImage.Image, np.random.Generator], PILImage.Image] | None = None,
         frozen_text: FrozenTextFeatures | None = None,
         seed: int = 0,
+        smallest_source: tuple[int, int] | None = None,
     ) -> None:
+        self.smallest_source = smallest_source
         self.processor, self.augment, self.frozen_text, self.seed = processor, augment, frozen_text, seed
         self.views_per_instance, self.captions_per_instance = views_per_instance, captions_per_instance
 
@@ -181,7 +184,7 @@ class FoldCollator:
 
     def _draw_images(self, row: Row, generator: np.random.Generator) -> list[PILImage.Image]:
         drawn = draw(row["images"], self.views_per_instance, generator)
-        images = [decode_image(value, row["instance_id"]) for value in drawn]
+        images = [decode_image(value, row["instance_id"], self.smallest_source) for value in drawn]
         return images if self.augment is None else [self.augment(image, generator) for image in images]
 
 
@@ -190,8 +193,14 @@ def draw(fold: Sequence[Any], count: int | None, generator: np.random.Generator)
     return [fold[place] for place in generator.permutation(len(fold))[:count]]
 
 
-def decode_image(value: Any, instance_id: str) -> PILImage.Image:
+def decode_image(value: Any, instance_id: str, smallest: tuple[int, int] | None = None) -> PILImage.Image:
     """An image of a row as PIL in RGB: given as such, or as the encoded `{"bytes", "path"}` of `datasets`.
+
+    Args:
+        value: The image.
+        instance_id: Whose it is, for messages.
+        smallest: Width and height that are enough. A larger JPEG is reduced by 2, 4 or 8 while it is decoded, which is
+            faster; other formats have no such way. None decodes any image whole.
 
     Raises:
         ValueError: For an image that is missing, broken, or larger than `MAX_PIXELS`.
@@ -203,6 +212,8 @@ def decode_image(value: Any, instance_id: str) -> PILImage.Image:
             image = PILImage.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"])
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} is more than {MAX_PIXELS} pixels")
+        if smallest is not None:
+            image.draft(None, smallest)
         image.load()
     except (OSError, ValueError, SyntaxError, TypeError, PILImage.DecompressionBombError) as error:
         where = value.get("path") if isinstance(value, dict) else None
@@ -215,3 +226,10 @@ def decode_image(value: Any, instance_id: str) -> PILImage.Image:
 def fold_count(flag: str) -> int | None:
     """A count flag as `FoldCollator` takes it: a number, or None for `all`."""
     return None if flag == "all" else int(flag)
+
+
+def loader_processes(num_workers: int, prefetch_factor: int) -> dict[str, Any]:
+    """Keywords of a `DataLoader` whose processes live as long as it does, and work ahead."""
+    if num_workers == 0:
+        return {"num_workers": 0}
+    return {"num_workers": num_workers, "prefetch_factor": prefetch_factor, "persistent_workers": True}

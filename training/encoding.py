@@ -1,9 +1,9 @@
 """A split of a data set through a model: the embedding of every observation, without a gradient."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import gather_object
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
 from modeling_mxmclr.folds_mxmclr import flatten_folds, hash_instance_id
 from training.checkpoints import load_checkpoint, revision_of
-from training.data import RawRows, decode_image
+from training.data import RawRows, Row, decode_image
 from training.embedding_store import EmbeddingStore, Origin, load_embeddings
 from training.frozen_text import FrozenTextFeatures
 from training.searches import Embeddings
@@ -23,18 +23,15 @@ INSTANCES_PER_BATCH = 16
 
 
 class WholeFolds:
-    """Rows to a flat batch of all their observations, in order; without tokens where a frozen tower needs none."""
+    """Rows to the flat batch of all their images, in order."""
 
-    def __init__(self, processor: MXMCLRProcessor, with_tokens: bool = True) -> None:
-        self.processor, self.with_tokens = processor, with_tokens
+    def __init__(self, processor: MXMCLRProcessor) -> None:
+        self.processor = processor
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], list[Mapping[str, Any]]]:
+    def __call__(self, rows: Sequence[Row]) -> tuple[dict[str, Tensor], list[Row]]:
         """The batch, and the rows without their images."""
-        ids = [row["instance_id"] for row in rows]
         images = [[decode_image(value, row["instance_id"]) for value in row["images"]] for row in rows]
-        captions = [row["captions"] for row in rows]
-        batch = dict(self.processor(images=images, text=captions if self.with_tokens else None, instance_ids=ids))
-        batch["text_group_ids"] = flatten_folds(captions, [hash_instance_id(each) for each in ids])[1]
+        batch = dict(self.processor(images=images, instance_ids=[row["instance_id"] for row in rows]))
         return batch, [{name: row[name] for name in row if name != "images"} for row in rows]
 
 
@@ -49,8 +46,9 @@ def encode_rows(
     show_progress: bool = False,
 ) -> Embeddings:
     """The embeddings of every observation of some rows; several ranks encode a share each and all get the whole."""
-    batches = split_into_batches(range(rank, len(rows), num_ranks))
-    parts = list(encode_batches(model, processor, rows, batches, frozen_text, num_workers, show_progress))
+    share, size = range(rank, len(rows), num_ranks), Origin.instances_per_shard
+    shards = [split_into_batches(share[start : start + size]) for start in range(0, len(share), size)]
+    parts = list(encode_each(model, processor, rows, shards, frozen_text, num_workers, show_progress))
     return join_embeddings(gather_object(parts) if num_ranks > 1 else parts)
 
 
@@ -98,10 +96,9 @@ def encode_shards(
 ) -> None:
     """Write some shards of a store; the batches of a shard, and so its bytes, are the same whoever writes it."""
     shards = [split_into_batches(store.instances(number)) for number in numbers]
-    batches = [batch for shard in shards for batch in shard]
-    parts = encode_batches(model, processor, rows, batches, None, num_workers, show_progress)
-    for number, shard in zip(numbers, shards, strict=True):
-        store.write(number, join_embeddings(list(islice(parts, len(shard)))))
+    parts = encode_each(model, processor, rows, shards, None, num_workers, show_progress)
+    for number, embeddings in zip(numbers, parts, strict=True):
+        store.write(number, embeddings)
 
 
 def split_into_batches(instances: range) -> list[list[int]]:
@@ -110,58 +107,81 @@ def split_into_batches(instances: range) -> list[list[int]]:
     return [list(instances[start : start + INSTANCES_PER_BATCH]) for start in starts]
 
 
-def encode_batches(
+def encode_each(
     model: MXMCLRModel,
     processor: MXMCLRProcessor,
     rows: RawRows,
-    batches: list[list[int]],
+    shards: Sequence[list[list[int]]],
     frozen_text: FrozenTextFeatures | None = None,
     num_workers: int = 0,
     show_progress: bool = False,
 ) -> Iterator[Embeddings]:
-    """The embeddings of each batch of rows, in order, with the model in eval mode."""
+    """The embeddings of each shard, given as batches of rows, in order, with the model in eval mode.
+
+    Images pass the model batch by batch. The captions of a shard pass it together, each once, ordered by length.
+    """
     loader: DataLoader = DataLoader(
         rows,
-        batch_sampler=batches,
-        collate_fn=WholeFolds(processor, with_tokens=frozen_text is None),
+        batch_sampler=[batch for shard in shards for batch in shard],
+        collate_fn=WholeFolds(processor),
         num_workers=num_workers,
     )
     was_training = model.training
     model.eval()
-    bar = tqdm(total=sum(map(len, batches)), desc="encoding", unit="row", disable=not show_progress, leave=False)
+    total = sum(len(batch) for shard in shards for batch in shard)
+    bar = tqdm(total=total, desc="encoding", unit="row", disable=not show_progress, leave=False)
     try:
-        for batch, kept in loader:
-            bar.update(len(kept))
-            yield encode_batch(model, batch, kept, frozen_text)
+        batches = iter(loader)
+        for shard in shards:
+            image_embeds, image_group_ids, kept = [], [], []
+            for images, without_images in islice(batches, len(shard)):
+                image_embeds.append(embed_images(model, images["pixel_values"]))
+                image_group_ids.append(images["image_group_ids"])
+                kept += without_images
+                bar.update(len(without_images))
+            yield Embeddings(
+                torch.cat(image_embeds),
+                torch.cat(image_group_ids),
+                *encode_captions(model, processor, kept, frozen_text),
+            )
     finally:  # also where nobody asks for more
         bar.close()
         model.train(was_training)
 
 
 @torch.no_grad()
-def encode_batch(
-    model: MXMCLRModel,
-    batch: dict[str, Tensor],
-    rows: Sequence[Mapping[str, Any]],
-    frozen_text: FrozenTextFeatures | None,
-) -> Embeddings:
-    """The embeddings of one batch, on the CPU."""
-    captions = [caption for row in rows for caption in row["captions"]]
-    inputs = {name: value for name, value in batch.items() if not name.endswith("group_ids")}
-    if frozen_text is not None:
-        inputs["text_tower_output"] = frozen_text(captions)
-    output = model(
-        **{name: value.to(model.device) for name, value in inputs.items()}, return_loss=False, output_logits=False
-    )
-    group_ids = {row["instance_id"]: hash_instance_id(row["instance_id"]) for row in rows}
-    return Embeddings(
-        output.image_embeds.float().cpu(),
-        batch["image_group_ids"],
-        output.text_embeds.float().cpu(),
-        batch["text_group_ids"],
+def embed_images(model: MXMCLRModel, pixel_values: Tensor) -> Tensor:
+    """The embeddings of a batch of images, on the CPU."""
+    return model.get_image_features(pixel_values.to(model.device)).float().cpu()
+
+
+class CaptionEmbeddings(NamedTuple):
+    """What `Embeddings` holds beside images."""
+
+    text_embeds: Tensor
+    text_group_ids: Tensor
+    captions: list[str]
+    instance_ids: dict[int, str]
+    categories: dict[int, str]
+
+
+@torch.no_grad()
+def encode_captions(
+    model: MXMCLRModel, processor: MXMCLRProcessor, rows: Sequence[Row], frozen_text: FrozenTextFeatures | None = None
+) -> CaptionEmbeddings:
+    """The embeddings of all captions of some rows, on the CPU, each different one encoded once."""
+    owners = {caption: row["instance_id"] for row in rows for caption in row["captions"]}
+    features = frozen_text or FrozenTextFeatures.encode(model, processor, owners)
+    output = model(text_tower_output=features(list(owners)).to(model.device), return_loss=False)
+    places = {caption: place for place, caption in enumerate(owners)}
+    group_ids = [hash_instance_id(row["instance_id"]) for row in rows]
+    captions, text_group_ids = flatten_folds([row["captions"] for row in rows], group_ids)
+    return CaptionEmbeddings(
+        output.text_embeds.float().cpu()[torch.tensor([places[caption] for caption in captions], dtype=torch.int64)],
+        text_group_ids,
         captions,
-        {group_id: instance_id for instance_id, group_id in group_ids.items()},
-        {group_ids[row["instance_id"]]: row["category"] for row in rows if row.get("category")},
+        {group_id: row["instance_id"] for group_id, row in zip(group_ids, rows, strict=True)},
+        {group_id: row["category"] for group_id, row in zip(group_ids, rows, strict=True) if row.get("category")},
     )
 
 

@@ -1,6 +1,6 @@
-"""The vectors of a text tower that never changes, computed once for all epochs."""
+"""The vectors of a text tower for as long as it doesn't change, each caption encoded once and hardly padded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,8 @@ from tqdm import tqdm
 
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
 
-BATCH_SIZE = 128
+BATCH_TOKENS = 4096
+BATCH_CAPTIONS = 512
 
 
 class FrozenTextFeatures:
@@ -32,7 +33,7 @@ class FrozenTextFeatures:
     def encode(
         cls, model: MXMCLRModel, processor: MXMCLRProcessor, owners: Mapping[str, str], show_progress: bool = False
     ) -> "FrozenTextFeatures":
-        """Run the text tower over captions, in eval mode, batched by length so that padding is short.
+        """Run the text tower over captions, in eval mode, those of like length together.
 
         Args:
             model: The model, on the device that is to be used.
@@ -40,15 +41,35 @@ class FrozenTextFeatures:
             owners: The captions, and the `instance_id` of one instance that has each, for messages.
             show_progress: Whether to show a bar.
         """
-        distinct = sorted(owners, key=lambda caption: (len(caption), caption))
-        was_training = model.text_model.training
+        was_training, text_buckets = model.text_model.training, model.text_buckets
         model.text_model.eval()
-        batches = [distinct[start : start + BATCH_SIZE] for start in range(0, len(distinct), BATCH_SIZE)]
+        model.text_buckets = 1  # of texts as long as each other
+        batches = list(batch_by_length(processor, sorted(owners))) or [[]]
         features = []
-        for batch in tqdm(batches, desc="frozen text tower", disable=not show_progress, leave=False):
+        for batch in tqdm(batches, desc="text tower", disable=not show_progress, leave=False):
             ids = [owners[caption] for caption in batch]
             tokens = processor(text=[[caption] for caption in batch], instance_ids=ids).to(model.device)
             tokens.pop("text_group_ids")
-            features.append(model.get_text_tower_output(**tokens).float().cpu())
+            features.append(model.get_text_tower_output(**tokens).cpu())
         model.text_model.train(was_training)
-        return cls(distinct, torch.cat(features))
+        model.text_buckets = text_buckets
+        return cls([caption for batch in batches for caption in batch], torch.cat(features))
+
+
+def batch_by_length(processor: MXMCLRProcessor, captions: Sequence[str]) -> Iterator[list[str]]:
+    """All captions, the shortest first, in batches that a model takes at once.
+
+    Args:
+        processor: Its tokenizer says how long they are.
+        captions: Any captions; their order decides among those of equal length.
+    """
+    tokens = processor.tokenizer(list(captions), truncation=True)["input_ids"] if captions else []
+    lengths = [len(each) for each in tokens]
+    batch: list[str] = []
+    for place in sorted(range(len(captions)), key=lengths.__getitem__):
+        if len(batch) == BATCH_CAPTIONS or (batch and (len(batch) + 1) * lengths[place] > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(captions[place])
+    if batch:
+        yield batch

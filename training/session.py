@@ -25,6 +25,7 @@ from training.models import build_model, is_frozen
 from training.redaction import RedactingFormatter
 from training.run_folder import RunFolder
 from training.sources import Sources, load_sources
+from training.tower_calls import compile_towers, share_texts
 
 logger = get_logger(__name__)
 
@@ -118,6 +119,11 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
     if folder is not None:
         sample = encode_sample(model, processor, splits[final_split(splits)], frozen_text, data.num_workers)
         save_initial_embeddings(sample, folder.path)
+    if frozen_text is None:
+        share_texts(model, processor, options.text_buckets)
+        logger.info("A step's captions share up to %d calls of the text tower.", model.text_buckets)
+    if options.compile_towers:
+        compile_towers(model)
     # Equal weights on every rank so far; from here on each drops out its own units.
     set_seed(options.seed, device_specific=True)
     pusher = open_pusher(arguments, folder)

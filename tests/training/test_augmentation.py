@@ -32,6 +32,12 @@ def test_variations_follow_the_generator(change):
         assert first.shape == (8, 12, 3)
 
 
+def test_the_smallest_crop_of_the_smallest_source_is_large_enough():
+    vary = Augmentation((24, 32), crop_scale=0.25)
+    assert vary.smallest_source == (128, 96)
+    assert Augmentation((24, 32)).smallest_source == (64, 48)
+
+
 def test_left_stays_left_unless_flips_are_asked_for():
     image = Image.new("RGB", (20, 20), "white")
     image.paste("black", (0, 0, 5, 20))

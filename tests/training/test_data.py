@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from datasets_scripts.loading import load_multifold
 from modeling_mxmclr.folds_mxmclr import hash_instance_id
 from tests.references.corpus import write_corpus
 from tests.references.tiny import picture, tiny_processor
+from training.augmentation import Augmentation
 from training.data import (
     EpochRows,
     FoldCollator,
@@ -18,6 +20,7 @@ from training.data import (
     decode_image,
     draw,
     fold_count,
+    loader_processes,
     named_splits,
 )
 from training.frozen_text import FrozenTextFeatures
@@ -153,6 +156,64 @@ def test_splits_have_our_names_and_images_stay_encoded(tmp_path):
 def test_unreadable_images_name_instance_and_file(value, message):
     with pytest.raises(ValueError, match=message):
         decode_image(value, "x")
+
+
+def as_jpeg(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    return {"bytes": buffer.getvalue(), "path": "view.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("smallest", "size"),
+    [(None, (640, 480)), ((640, 480), (640, 480)), ((200, 200), (320, 240)), ((60, 40), (80, 60)), ((4, 4), (80, 60))],
+)
+def test_a_large_jpeg_is_reduced_while_it_is_decoded_but_never_below_what_is_needed(smallest, size):
+    image = picture(size=8).resize((640, 480), Image.Resampling.BICUBIC)
+    decoded = decode_image(as_jpeg(image), "x", smallest)
+    assert decoded.size == size
+    assert decoded.mode == "RGB"
+    apart = np.asarray(decoded.resize((32, 24))).astype(int) - np.asarray(image.resize((32, 24)))
+    assert abs(apart).mean() < 2
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_reduced_jpegs_of_other_modes_are_rgb_too(mode):
+    image = Image.new("RGB", (64, 64), (200, 40, 90)).convert(mode)
+    reduced, whole = (decode_image(as_jpeg(image), "x", smallest) for smallest in ((8, 8), None))
+    assert reduced.size == (8, 8)
+    apart = np.asarray(reduced).astype(int) - np.asarray(whole.resize((8, 8)))
+    assert abs(apart).max() <= 3
+
+
+def test_other_formats_are_decoded_whole():
+    assert decode_image(encoded(picture(size=64)), "x", (8, 8)).size == (64, 64)
+
+
+def test_the_collator_reduces_what_its_augmentation_can_spare():
+    row = {"instance_id": "a", "images": [as_jpeg(picture(size=8).resize((640, 640)))], "captions": ["red"]}
+    seen = []
+
+    def augment(image, generator):
+        seen.append(image.size)
+        return image
+
+    for smallest in (None, Augmentation((32, 32), crop_scale=0.25).smallest_source):
+        FoldCollator(tiny_processor(), augment=augment, smallest_source=smallest)([row | {"epoch": 0}])
+    assert seen == [(640, 640), (160, 160)]
+
+
+def worker_id(_):
+    return torch.utils.data.get_worker_info().id, os.getpid()
+
+
+def test_the_processes_of_a_loader_live_as_long_as_it_does():
+    loader = torch.utils.data.DataLoader(range(4), collate_fn=worker_id, **loader_processes(2, 3))
+    assert loader.prefetch_factor == 3
+    first, second = set(loader), set(loader)
+    assert first == second
+    assert len(first) == 2
+    assert loader_processes(0, 3) == {"num_workers": 0}
 
 
 def test_counts_are_numbers_or_all():

@@ -9,8 +9,8 @@ from tests.references.corpus import write_corpus
 from tests.references.tiny import tiny_model, tiny_processor
 from training.data import RawRows, caption_owners, named_splits
 from training.embedding_store import EmbeddingStore, Origin
-from training.encoding import encode_batches, encode_rows, join_embeddings, stored_or_encoded
-from training.frozen_text import FrozenTextFeatures
+from training.encoding import encode_each, encode_rows, join_embeddings, stored_or_encoded
+from training.frozen_text import FrozenTextFeatures, batch_by_length
 
 
 @pytest.fixture
@@ -50,6 +50,37 @@ def test_frozen_features_give_the_embeddings_of_the_tower(rows):
     assert set(frozen.rows) == {caption for fold in rows.column("captions") for caption in fold}
     plain, cached = encode_rows(model, processor, rows), encode_rows(model, processor, rows, frozen_text=frozen)
     torch.testing.assert_close(cached.text_embeds, plain.text_embeds, rtol=1e-5, atol=1e-5)
+
+
+def test_each_caption_is_encoded_once_and_short_ones_are_not_padded(rows):
+    model, processor = tiny_model(), tiny_processor()
+    owners = {"red": "a", "a tall green chair with legs": "b"} | {f"{word} table": "c" for word in ("red", "blue")}
+    batches = list(batch_by_length(processor, sorted(owners)))
+    assert batches == [["red", "blue table", "red table", "a tall green chair with legs"]]
+    seen = []
+    model.text_model.register_forward_pre_hook(
+        lambda _, arguments, tokens: seen.append(tokens["input_ids"]), with_kwargs=True
+    )
+    shared = RawRows(rows.rows.with_format(None).map(lambda row: {"captions": [*row["captions"], "red"]}))
+    encode_rows(model, processor, shared)
+    assert sum(map(len, seen)) == len(caption_owners([shared])) < sum(shared.fold_sizes("captions"))
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [("BATCH_CAPTIONS", [2, 2, 1]), ("BATCH_TOKENS", [1, 1, 1, 1, 1])])
+def test_batches_of_captions_are_bounded(limit, sizes, monkeypatch):
+    monkeypatch.setattr(f"training.frozen_text.{limit}", 2)
+    captions = ["red", "blue", "a chair", "green", "tall red table"]
+    batches = list(batch_by_length(tiny_processor(), captions))
+    assert list(map(len, batches)) == sizes
+    assert sorted(caption for batch in batches for caption in batch) == sorted(captions)
+    assert list(batch_by_length(tiny_processor(), [])) == []
+
+
+def test_rows_without_captions_have_embeddings_of_images_alone(rows):
+    bare = RawRows(rows.rows.with_format(None).map(lambda row: {"captions": []}))
+    embeddings = encode_rows(tiny_model(), tiny_processor(), bare)
+    assert embeddings.text_embeds.shape == (0, 16)
+    assert len(embeddings.image_embeds) == sum(rows.fold_sizes("images"))
 
 
 def test_a_caption_without_tokens_is_named_with_its_instance():
@@ -108,7 +139,7 @@ def test_a_stopped_encoding_goes_on(rows, checkpoint, tmp_path, monkeypatch):
 
 def test_the_model_is_as_it_was_where_encoding_stops_early(rows):
     model = tiny_model().train()
-    parts = encode_batches(model, tiny_processor(), rows, [[0], [1]])
+    parts = encode_each(model, tiny_processor(), rows, [[[0]], [[1]]])
     assert len(next(parts).instance_ids) == 1
     assert not model.training
     parts.close()

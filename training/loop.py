@@ -9,7 +9,7 @@ from training.models import set_training_mode
 from training.optimization import build_optimizer
 from training.session import Session
 from training.stages import evaluate_and_keep
-from training.training_state import TrainingState
+from training.training_state import TrainingState, fix_bucket_order
 
 
 def train(session: Session, batches: Batches) -> None:
@@ -18,6 +18,7 @@ def train(session: Session, batches: Batches) -> None:
     optimizer = build_optimizer(session.model, options)
     scheduler = get_cosine_schedule_with_warmup(optimizer, options.warmup_steps, options.max_steps)
     model, optimizer = accelerator.prepare(session.model, optimizer)
+    fix_bucket_order(model)
     meter = Meter(accelerator)
     state = TrainingState(session, optimizer, scheduler, batches, meter)
     step, best = state.restore()

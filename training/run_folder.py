@@ -84,9 +84,8 @@ class RunFolder:
         shutil.copytree(checkpoint, self.path, copy_function=link_or_copy, dirs_exist_ok=True)
 
     def close(self) -> None:
-        """Remove what a finished run needs no more: its training states, and the checkpoint that was published."""
-        StateFolder(self.path / FOLDER, keep=0).remove()
-        remove_folder(self.path / "checkpoints" / "best")
+        """Remove what a finished run needs no more."""
+        clear(self.path)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run."""
@@ -105,6 +104,12 @@ def move_aside(path: Path) -> Path | None:
         return None
     number = next(n for n in range(1, 10**6) if not path.with_name(f"{path.name}.{n}").exists())
     return path.rename(path.with_name(f"{path.name}.{number}"))
+
+
+def clear(run_dir: Path) -> None:
+    """Remove a finished run's training states, then the checkpoint that was published; can be repeated."""
+    StateFolder(run_dir / FOLDER, keep=0).remove()
+    remove_folder(run_dir / "checkpoints" / "best")
 
 
 def entries_until(step: int, lines: str) -> list[dict[str, float]]:

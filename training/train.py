@@ -26,6 +26,7 @@ from training.loop import train
 from training.redaction import redact_uncaught_errors
 from training.report import describe_plan
 from training.resume import find_resumable, is_finished
+from training.run_folder import clear
 from training.session import open_folder, prepare, start
 from training.stages import finish
 
@@ -37,7 +38,10 @@ def main(words: Sequence[str]) -> None:
     arguments = parse_arguments(words, __doc__ or "")
     accelerator = start(arguments)
     if is_finished(arguments):
+        if accelerator.is_main_process:
+            clear(Path(arguments.optimization.output_dir or ""))  # of what a kill in its last moment left
         logger.info("The run in %s is finished; there is nothing to resume.", arguments.optimization.output_dir)
+        accelerator.end_training()
         return
     resumed = find_resumable(arguments, accelerator)
     folder = open_folder(arguments, resumed) if accelerator.is_main_process else None

@@ -161,7 +161,7 @@ def last_step(run: Path) -> int:
 def wait_until(phase: str, run: Path, launch: Launch, draw: np.random.Generator, lengths: dict[str, float]) -> None:
     """Wait for a random moment of a phase, from where the run stands now."""
     begun = max((step_of(state) for state in StateFolder(run / "state", 0).steps()), default=0)
-    later = int(draw.integers(begun + 1, LAST + 1))
+    later = LAST if begun >= LAST else int(draw.integers(begun + 1, LAST + 1))
     if phase == "step":
         launch.wait_for(lambda: last_step(run) >= later)
     elif phase == "evaluation":

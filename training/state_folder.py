@@ -54,6 +54,7 @@ class StateFolder:
             beside.rename(target)
             sync(self.path)
         except (OSError, SafetensorError) as error:  # a full disk, say
+            shutil.rmtree(beside, ignore_errors=True)
             logger.error("The training state of step %d could not be written, the run goes on: %s", step, error)
             return None
         for old in self.steps()[self.keep :]:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from training.durable import link_or_copy, remove_folder, replace_folder, restore_folder, write_durably
+from training.durable import link_or_copy, remove_folder, replace_folder, restore_folder, sync, write_durably
 
 
 class Killed(BaseException):
@@ -58,6 +58,18 @@ def test_a_text_is_replaced_as_a_whole(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         write_durably(path, "new")
     assert path.read_text() == "old"
+
+
+def test_a_folder_that_can_not_be_synced_is_no_error_and_a_file_is(tmp_path, monkeypatch):
+    (tmp_path / "word").write_text("a")
+
+    def refuse(descriptor):
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr("training.durable.os.fsync", refuse)
+    sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        sync(tmp_path / "word")
 
 
 def test_an_interrupted_removal_can_be_repeated(tmp_path, monkeypatch):

@@ -125,6 +125,7 @@ def test_a_full_disk_is_logged_and_costs_no_state(tmp_path, monkeypatch, caplog)
     monkeypatch.setattr("training.state_folder.save_file", full)
     assert folder.save(2, {"step": 2}, TENSORS) is None
     assert "The training state of step 2 could not be written, the run goes on" in caplog.text
+    assert [path.name for path in folder.path.iterdir()] == ["step-000001"]
     assert folder.newest().name == "step-000001"
 
 

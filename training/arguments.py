@@ -251,6 +251,17 @@ class OptimizationArguments:
         "Run folder; `runs/` and the recipe's name by default. A folder with an earlier run is moved aside, not lost.",
         default=None,
     )
+    resume_from_checkpoint: str | None = flag(
+        "`auto` goes on where the run in the run folder was interrupted, if one was; a folder `.../state/step-N` of that "
+        "run goes on from there.",
+        default=None,
+    )
+    checkpoint_every: int | None = flag(
+        "Steps between training states, from which a run can be resumed; as many as between evaluations by default, 0 "
+        "keeps none.",
+        default=None,
+    )
+    keep_checkpoints: int = flag("How many of the newest training states stay on disk until the end.", default=2)
     max_steps: int = flag("Steps of the optimiser.", default=1000)
     learning_rate: float = flag("Peak learning rate of the towers.", default=1e-4)
     head_learning_rate: float | None = flag(
@@ -288,9 +299,14 @@ class OptimizationArguments:
         """Check what argparse can't."""
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"`mixed_precision` must be one of ['no', 'bf16', 'fp16'], got {self.mixed_precision!r}.")
-        for name in ("max_steps", "gradient_accumulation_steps", "eval_every", "log_every", "text_buckets"):
+        positive = "max_steps gradient_accumulation_steps eval_every log_every text_buckets keep_checkpoints"
+        for name in positive.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.checkpoint_every is None:
+            self.checkpoint_every = self.eval_every
+        if self.checkpoint_every < 0:
+            raise ValueError(f"`checkpoint_every` must not be negative, got {self.checkpoint_every}.")
         if self.push_to_hub is not None:
             check_repo_id(self.push_to_hub)
 
@@ -323,8 +339,10 @@ class Arguments:
                 )
 
     def as_dict(self) -> dict[str, Any]:
-        """Every flag and its value, in a recipe's form."""
-        return {**vars(self.data), **vars(self.model), **vars(self.lora), **vars(self.optimization)}
+        """Every flag and its value, in a recipe's form; but for where this launch goes on, which is not the run's."""
+        groups = (self.data, self.model, self.lora, self.optimization)
+        values = {name: value for group in groups for name, value in vars(group).items()}
+        return {name: value for name, value in values.items() if name != "resume_from_checkpoint"}
 
 
 def check_repo_id(name: str) -> None:

@@ -1,11 +1,9 @@
 """Pushes to the Hub: only what belongs there, one commit a checkpoint, in the background, and never at a run's cost."""
 
 import logging
-import os
 import shlex
 import shutil
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import disable_progress_bars
 from tqdm import tqdm
 
+from training.durable import link_or_copy
 from training.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -144,20 +143,11 @@ def take_snapshot(folder: Path, below: Path, message: str, is_last: bool) -> Sna
         for name, path in pushed_files(folder).items():
             target = snapshot.folder / name
             target.parent.mkdir(exist_ok=True)
-            if path.suffix != ".safetensors" or not _linked(path, target):
-                shutil.copy2(path, target)
+            link_or_copy(path, target)
     except OSError:
         snapshot.remove()
         raise
     return snapshot
-
-
-def _linked(path: Path, target: Path) -> bool:
-    """Whether the file system could give a file a second name."""
-    with suppress(OSError):
-        os.link(path, target)
-        return True
-    return False
 
 
 @dataclass

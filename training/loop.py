@@ -9,6 +9,7 @@ from training.models import set_training_mode
 from training.optimization import build_optimizer
 from training.session import Session
 from training.stages import evaluate_and_keep
+from training.training_state import TrainingState, fix_bucket_order
 
 
 def train(session: Session, batches: Batches) -> None:
@@ -17,12 +18,15 @@ def train(session: Session, batches: Batches) -> None:
     optimizer = build_optimizer(session.model, options)
     scheduler = get_cosine_schedule_with_warmup(optimizer, options.warmup_steps, options.max_steps)
     model, optimizer = accelerator.prepare(session.model, optimizer)
-    accelerator.init_trackers("")
-    bar = tqdm(total=options.max_steps, desc="training", disable=not accelerator.is_main_process)
+    fix_bucket_order(model)
     meter = Meter(accelerator)
-    step, best = 0, -float("inf")
+    state = TrainingState(session, optimizer, scheduler, batches, meter)
+    step, best = state.restore()
+    # TensorBoard leaves out what a run that was killed logged after the step it is resumed from.
+    accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": step + 1}})
+    bar = tqdm(total=options.max_steps, initial=step, desc="training", disable=not accelerator.is_main_process)
     set_training_mode(session.model)
-    for batch in batches:
+    for batch in state.on(batches):
         with accelerator.accumulate(model):
             output = model(**{name: rows.to(accelerator.device, non_blocking=True) for name, rows in batch.items()})
             accelerator.backward(output.loss)
@@ -43,5 +47,6 @@ def train(session: Session, batches: Batches) -> None:
         if step % options.eval_every == 0 or step == options.max_steps:
             best = evaluate_and_keep(session, step, best)
             meter.restart_clock()
+        state.keep(step, best)
         bar.update()
     bar.close()

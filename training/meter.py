@@ -1,6 +1,7 @@
 """What a run's log says of the steps since its last entry."""
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,19 @@ class Meter:
         self.images += len(batch["pixel_values"])
         self.ids = batch["image_group_ids"], batch["text_group_ids"]
         self.log_scale = output.logit_scale.detach()  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen since the last log entry, fit for JSON; the clock is left out."""
+        sums = {name: [str(total.dtype).removeprefix("torch."), total.item()] for name, total in self.sums.items()}
+        return {"sums": sums, "batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with what was seen when `state_dict` gave this."""
+        self.sums = {
+            name: torch.tensor(value, dtype=getattr(torch, dtype), device=self.accelerator.device)
+            for name, (dtype, value) in state["sums"].items()
+        }
+        self.batches = state["batches"]
 
     def read(self, step: int) -> dict[str, float]:
         """The means, and start again; every rank must call it.

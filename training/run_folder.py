@@ -11,9 +11,12 @@ from typing import Any
 import yaml
 
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
+from training.durable import link_or_copy, remove_folder, replace_folder, restore_folder, sync, write_durably
 from training.lora import Adapter
 from training.redaction import redacted
+from training.state_folder import FOLDER, StateFolder
 
+CHECKPOINTS = ("best", "last")  # models, for whoever wants to use them while the run goes on
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -22,13 +25,30 @@ class RunFolder:
 
     Args:
         path: The folder. An earlier run there is moved aside, under the first free number.
+        resumed_step: A step after which the run that is there goes on, in place of that; later entries of the history
+            and later training states are taken back.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], resumed_step: int | None = None) -> None:
         self.path = Path(path)
         self.history: list[dict[str, float]] = []
-        self.moved_to = move_aside(self.path)
-        self.path.mkdir(parents=True)
+        self.moved_to = None
+        if resumed_step is None:
+            self.moved_to = move_aside(self.path)
+            self.path.mkdir(parents=True)
+        else:
+            self._take_back(resumed_step)
+
+    def _take_back(self, step: int) -> None:
+        for leftover in self.path.glob(".push-*"):
+            shutil.rmtree(leftover)
+        for name in CHECKPOINTS:
+            restore_folder(self.path / "checkpoints" / name)
+        history = self.path / "history.jsonl"
+        if history.exists():
+            self.history = entries_until(step, history.read_text(encoding="utf-8"))
+            write_durably(history, "".join(f"{json.dumps(entry)}\n" for entry in self.history))
+        StateFolder(self.path / FOLDER, keep=0).remove_after(step)
 
     def write_arguments(self, arguments: Mapping[str, Any]) -> None:
         """Keep the resolved arguments, as a recipe that repeats the run."""
@@ -42,6 +62,12 @@ class RunFolder:
         with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
+    def sync(self) -> None:
+        """Have the disk hold the history: a training state is worth nothing without what came before it."""
+        history = self.path / "history.jsonl"
+        if history.exists():
+            sync(history)
+
     def save_checkpoint(self, name: str, model: MXMCLRModel | Adapter, processor: MXMCLRProcessor) -> Path:
         """Save model, or adapter, and processor as `checkpoints/name`, which a run that dies leaves as it was or as it will be."""
         target = self.path / "checkpoints" / name
@@ -53,11 +79,13 @@ class RunFolder:
         return target
 
     def publish(self, name: str) -> None:
-        """Move a checkpoint's files to the run folder itself, from where `from_pretrained` loads them."""
+        """Lay a checkpoint's files in the run folder itself, from where `from_pretrained` loads them."""
         checkpoint = self.path / "checkpoints" / name
-        for file in checkpoint.iterdir():
-            file.replace(self.path / file.name)
-        checkpoint.rmdir()
+        shutil.copytree(checkpoint, self.path, copy_function=link_or_copy, dirs_exist_ok=True)
+
+    def close(self) -> None:
+        """Remove what a finished run needs no more."""
+        clear(self.path)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run."""
@@ -78,14 +106,29 @@ def move_aside(path: Path) -> Path | None:
     return path.rename(path.with_name(f"{path.name}.{number}"))
 
 
-def replace_folder(source: Path, target: Path) -> None:
-    """Put a finished folder in the place of another; a crash between the two renames leaves both, under other names."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+def clear(run_dir: Path) -> None:
+    """Remove a finished run's training states, then the checkpoint that was published; can be repeated."""
+    StateFolder(run_dir / FOLDER, keep=0).remove()
+    remove_folder(run_dir / "checkpoints" / "best")
+
+
+def entries_until(step: int, lines: str) -> list[dict[str, float]]:
+    r"""The entries of a history up to a step; what a crash tore apart came later.
+
+    Example:
+        >>> entries_until(2, '{"step": 2, "train/loss": 0.5}\n{"step": 3, "tra')
+        [{'step': 2, 'train/loss': 0.5}]
+    """
+    entries = []
+    for line in lines.splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if entry["step"] > step:
+            break
+        entries.append(entry)
+    return entries
 
 
 def git_revision() -> str:

@@ -25,6 +25,7 @@ from training.models import build_model, is_frozen
 from training.redaction import RedactingFormatter
 from training.run_folder import RunFolder
 from training.sources import Sources, load_sources
+from training.state_folder import SavedState
 from training.tower_calls import compile_towers, share_texts
 
 logger = get_logger(__name__)
@@ -43,6 +44,7 @@ class Session:
     frozen_text: FrozenTextFeatures | None
     folder: RunFolder | None  # of the main process alone
     pusher: Pusher | None  # of the main process alone, where the run is pushed
+    resumed: SavedState | None = None  # where the run goes on, until it does
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -86,9 +88,9 @@ def start(arguments: Arguments) -> Accelerator:
     return accelerator
 
 
-def open_folder(arguments: Arguments) -> RunFolder:
+def open_folder(arguments: Arguments, resumed: SavedState | None = None) -> RunFolder:
     """The run folder, with the log and the resolved arguments in it."""
-    folder = RunFolder(arguments.optimization.output_dir or "")
+    folder = RunFolder(arguments.optimization.output_dir or "", None if resumed is None else resumed.values["step"])
     handler = logging.FileHandler(folder.path / "train.log", encoding="utf-8")
     handler.setFormatter(RedactingFormatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(handler)
@@ -98,7 +100,9 @@ def open_folder(arguments: Arguments) -> RunFolder:
     return folder
 
 
-def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | None) -> Session:
+def prepare(
+    arguments: Arguments, accelerator: Accelerator, folder: RunFolder | None, resumed: SavedState | None = None
+) -> Session:
     """Data and model, before anything is learned."""
     data, options = arguments.data, arguments.optimization
     with accelerator.main_process_first():  # the others read what the first one built
@@ -116,7 +120,7 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
     if is_frozen(model.text_model) and not sources.streams:  # whose captions nobody has seen
         owners = caption_owners(splits.values())
         frozen_text = FrozenTextFeatures.encode(model, processor, owners, accelerator.is_main_process)
-    if folder is not None:
+    if folder is not None and resumed is None:
         sample = encode_sample(model, processor, splits[final_split(splits)], frozen_text, data.num_workers)
         save_initial_embeddings(sample, folder.path)
     if frozen_text is None:
@@ -127,7 +131,7 @@ def prepare(arguments: Arguments, accelerator: Accelerator, folder: RunFolder | 
     # Equal weights on every rank so far; from here on each drops out its own units.
     set_seed(options.seed, device_specific=True)
     pusher = open_pusher(arguments, folder)
-    return Session(arguments, accelerator, sources, model, processor, adapter, frozen_text, folder, pusher)
+    return Session(arguments, accelerator, sources, model, processor, adapter, frozen_text, folder, pusher, resumed)
 
 
 def open_pusher(arguments: Arguments, folder: RunFolder | None) -> Pusher | None:

@@ -118,10 +118,11 @@ def finish(session: Session) -> None:
     plot_budgets(budget_curves(embeddings, CARD_BUDGETS), path / "budget.png")
     failures = find_failures(embeddings)
     run = describe_run(session.arguments, best, session.splits, split, report, seconds, queries, failures)
-    session.folder.write_json("run.json", run)
     save_run_card(path, run)
+    session.folder.write_json("run.json", run)
     logger.info("Scores of the best checkpoint on the split `%s`:\n%s", split, format_table(report))
     logger.info("The run is in %s; start with its README.md.", path)
     if session.pusher is not None:
         session.pusher.push(path, "Finish the run", is_last=True)
         session.pusher.finish()
+    session.folder.close()

@@ -4,6 +4,7 @@ Usage:
     accelerate launch training/train.py training/configs/shapes_cpu.yaml
     accelerate launch training/train.py training/configs/emoji_cpu.yaml --seed 1 --output_dir runs/emoji-1
     accelerate launch training/train.py training/configs/emoji_cpu.yaml --dataset path/to/my/folder
+    accelerate launch training/train.py training/configs/emoji_cpu.yaml --resume_from_checkpoint auto
 
 A recipe names settings, and a flag overrides it. The run folder gets the checkpoint that was best on validation with
 its processor, `arguments.yaml`, `metrics.json` of the test split, `history.jsonl`, pictures and a model card.
@@ -24,6 +25,8 @@ from training.data import fold_count
 from training.loop import train
 from training.redaction import redact_uncaught_errors
 from training.report import describe_plan
+from training.resume import find_resumable, is_finished
+from training.run_folder import clear
 from training.session import open_folder, prepare, start
 from training.stages import finish
 
@@ -34,8 +37,15 @@ def main(words: Sequence[str]) -> None:
     """Train, evaluate and report, as a command line says."""
     arguments = parse_arguments(words, __doc__ or "")
     accelerator = start(arguments)
-    folder = open_folder(arguments) if accelerator.is_main_process else None
-    session = prepare(arguments, accelerator, folder)
+    if is_finished(arguments):
+        if accelerator.is_main_process:
+            clear(Path(arguments.optimization.output_dir or ""))  # of what a kill in its last moment left
+        logger.info("The run in %s is finished; there is nothing to resume.", arguments.optimization.output_dir)
+        accelerator.end_training()
+        return
+    resumed = find_resumable(arguments, accelerator)
+    folder = open_folder(arguments, resumed) if accelerator.is_main_process else None
+    session = prepare(arguments, accelerator, folder, resumed)
     views, captions = (fold_count(getattr(arguments.data, f"{kind}_per_instance")) for kind in ("views", "captions"))
     logger.info("About to train:\n%s", describe_plan(arguments, session.splits, session.model, views, captions))
     train(session, build_batches(session, views, captions))

@@ -90,6 +90,11 @@ def test_data_sets_of_a_mixture_are_names_or_mappings(tmp_path):
     assert parse_arguments([recipe, "--dataset", "mine"], "").data.more_datasets == []
 
 
+def test_training_states_are_kept_as_often_as_the_run_evaluates_unless_told_otherwise():
+    assert parse_arguments([*MINIMAL, "--eval_every=7"], "").optimization.checkpoint_every == 7
+    assert parse_arguments([*MINIMAL, "--checkpoint_every=0"], "").optimization.checkpoint_every == 0
+
+
 def test_every_flag_has_help():
     assert all(field.metadata["help"] for group in GROUPS for field in fields(group))
 
@@ -122,6 +127,8 @@ def test_broken_recipes_name_the_culprit(tmp_path, text, message):
         ([*MINIMAL, "--eval_every=0"], "`eval_every` must be at least 1"),
         ([*MINIMAL, "--text_buckets=0"], "`text_buckets` must be at least 1"),
         ([*MINIMAL, "--prefetch_factor=0"], "`prefetch_factor` must be at least 1"),
+        ([*MINIMAL, "--checkpoint_every=-1"], "`checkpoint_every` must not be negative, got -1"),
+        ([*MINIMAL, "--keep_checkpoints=0"], "`keep_checkpoints` must be at least 1"),
         ([*MINIMAL, "--objective_settings=3"], "`objective_settings` must be a mapping"),
         ([*MINIMAL, "--objective_settings={"], "`objective_settings` must be a JSON object"),
         ([*MINIMAL, "--view_per_instance=2"], "did you mean `views_per_instance`"),

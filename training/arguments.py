@@ -199,6 +199,10 @@ class OptimizationArguments:
         "Validation metric, higher is better, that chooses the checkpoint to keep.", default="text_to_instance_mrr"
     )
     seed: int = flag("Seed of weights, order, draws and dropout.", default=0)
+    num_processes: int | None = flag(
+        "Processes that the run is for; with another number it stops and says how to start them. Any by default.",
+        default=None,
+    )
     cpu: bool = flag("Train on the CPU even where there is an accelerator.", default=False)
     push_to_hub: str | None = flag(
         "Hub id that every kept checkpoint and the finished run are pushed to, as whoever is logged in.", default=None
@@ -214,6 +218,8 @@ class OptimizationArguments:
         for name in ("max_steps", "gradient_accumulation_steps", "eval_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.num_processes is not None and self.num_processes < 1:
+            raise ValueError(f"`num_processes` must be at least 1, got {self.num_processes}.")
         if self.push_to_hub is not None:
             check_repo_id(self.push_to_hub)
 

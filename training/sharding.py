@@ -18,7 +18,7 @@ def let_accelerate_split(model: MXMCLRModel) -> None:
     It gives the input embeddings a shard of their own after the layers have theirs. A dual encoder has no single ones,
     for which transformers raises; and each tower's are within a layer that was split already.
     """
-    model.get_input_embeddings = lambda: None
+    model.get_input_embeddings = lambda: None  # type: ignore[method-assign,assignment,return-value]
 
 
 def shards_of(model: nn.Module) -> list[FSDPModule]:

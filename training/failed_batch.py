@@ -28,7 +28,8 @@ def save_failed_batch(
     known = {hash_instance_id(name): name for name in instance_ids}
     names = {group_id: known.get(group_id, f"group id {group_id}") for group_id in group_ids}
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: rows.detach().cpu().clone(memory_format=torch.contiguous_format) for name, rows in batch.items()}
+    rows = {name: each.detach().cpu() for name, each in batch.items()}
+    tensors = {name: each.clone(memory_format=torch.contiguous_format) for name, each in rows.items()}
     save_file(tensors, path, metadata={**about, "instance_ids": json.dumps(sorted(names.values()))})
     return names
 

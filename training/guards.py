@@ -140,7 +140,8 @@ class Guards:
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         folder = Path(self.session.arguments.optimization.output_dir or "")
         path = folder / "failed" / f"step-{found.step}-rank-{rank}.safetensors"
-        ids = self.session.splits["train"].column("instance_id")
+        rows = self.session.splits.get("train")  # none of a stream, whose instances nobody has listed
+        ids = rows.column("instance_id") if rows is not None else ()
         names = save_failed_batch(path, found.batch, ids, {"step": str(found.step), "rank": f"{rank} of {ranks}"})
         # The first rank that ends takes the others down, so each has to have written its batch.
         self.accelerator.wait_for_everyone()

@@ -26,8 +26,8 @@ def train(session: Session, batches: Batches) -> None:
     for batch in guards.clock.time(batches):
         with accelerator.accumulate(model):
             output = model(**{name: rows.to(accelerator.device, non_blocking=True) for name, rows in batch.items()})
-            guards.check_loss(step + 1, batch, output)
             accelerator.backward(output.loss)
+            guards.check_loss(step + 1, batch, output)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm or float("inf"))
                 guards.check_gradient(step + 1, norm)

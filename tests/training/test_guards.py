@@ -9,7 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from modeling_mxmclr.folds_mxmclr import hash_instance_id
+from tests.references.corpus import write_corpus
 from tests.references.tiny import tiny_batch, tiny_model
+from tests.training.test_train import TINY, launch
 from training.guards import Guards, mean_cosine, share_an_id, step_flags
 from training.waiting import WINDOW
 
@@ -243,3 +245,19 @@ def test_the_mean_cosine_is_that_of_all_pairs():
     assert mean_cosine(rows) == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
     assert mean_cosine(rows[:1].expand(5, -1)) == pytest.approx(1)
     assert mean_cosine(rows.flip(0)) == pytest.approx(mean_cosine(rows))
+
+
+@pytest.mark.slow
+def test_all_ranks_of_a_run_stop_at_one_step_and_leave_their_batches(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY.format(corpus=write_corpus(tmp_path / "corpus")))
+    words = ("--learning_rate=1e38", "--max_grad_norm=0", "--eval_every=100", "--max_steps=9")
+    run = launch("train.py", tmp_path / "tiny.yaml", *words, processes=2, cwd=tmp_path)
+    assert run.returncode != 0
+    assert "must be a finite number, got nan at step" in run.stderr
+    names = sorted(path.name for path in (tmp_path / "runs" / "tiny" / "failed").iterdir())
+    step = names[0].split("-")[1]
+    assert names == [f"step-{step}-rank-0.safetensors", f"step-{step}-rank-1.safetensors"]
+    instances = [
+        json.loads(safe_open(tmp_path / "runs/tiny/failed" / name, "pt").metadata()["instance_ids"]) for name in names
+    ]
+    assert len({*instances[0], *instances[1]}) == 6

@@ -136,7 +136,7 @@ def test_the_fsdp_config_becomes_a_plugin_that_splits_layer_by_layer(monkeypatch
     for name, value in settings.items():
         setattr(args, name, value)
     args.gpu_ids, args.mixed_precision, args.dynamo_backend, args.num_machines = "all", "bf16", "no", 1
-    args.main_process_port = "0"
+    monkeypatch.setattr("accelerate.utils.launch.is_port_in_use", lambda port: False)
     environment = prepare_multi_gpu_env(args)
     for name in environment:
         if name.startswith("FSDP_"):

@@ -1,6 +1,7 @@
 """The model, the objectives and the guards on a GPU, against the CPU: `make test-gpu`.
 
-Each test also runs with the CPU in the place of the GPU, where it can tell little, so that it is known to run.
+Each test also runs with the CPU in the place of the GPU, where it can tell little, so that it is known to run; of the
+objectives a few do.
 """
 
 import math
@@ -20,6 +21,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 needs_flash = pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs the package flash-attn")
 CUDA = (pytest.mark.gpu, needs_cuda)
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+COMPILERS = [pytest.param("cpu", "aot_eager", marks=pytest.mark.slow), pytest.param("cuda", "inductor", marks=CUDA)]
+OBJECTIVE_PLACES = [("cpu", label) for label in ("mfh", "siglip", "unicl")]
+OBJECTIVE_PLACES += [pytest.param("cuda", label, marks=CUDA) for label in VARIANTS]
 # Embeddings are at least 16 wide here, which flash attention takes for a head only if heads are few.
 ATTENTION = {
     "sdpa": ("cpu", "sdpa", "eager", torch.float32, 1e-5),
@@ -46,9 +50,8 @@ def outcome(label: str, device: str) -> dict[str, torch.Tensor]:
     return {"loss": loss.detach().cpu()} | {name: each.cpu() for name, each in zip(leaves, gradients, strict=True)}
 
 
-@every_device
+@pytest.mark.parametrize(("device", "label"), OBJECTIVE_PLACES)
 @pytest.mark.parametrize("form", ["matrix", "tiles"])
-@pytest.mark.parametrize("label", VARIANTS)
 def test_an_objective_is_the_one_of_the_cpu(label, form, device, monkeypatch):
     expected = outcome(label, "cpu")
     if form == "tiles":
@@ -91,7 +94,7 @@ def test_another_attention_embeds_alike(device, attention, reference, dtype, tol
     torch.testing.assert_close(embeds[attention], embeds[reference], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("device", "backend"), [("cpu", "aot_eager"), pytest.param("cuda", "inductor", marks=CUDA)])
+@pytest.mark.parametrize(("device", "backend"), COMPILERS)
 def test_compiled_towers_give_the_same_loss_for_batches_of_two_sizes(device, backend):
     plain, compiled = tiny_model().to(device), tiny_model().to(device)
     for name in ("text_model", "vision_model"):

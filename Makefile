@@ -15,7 +15,7 @@ LAUNCH = $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pre
 	--num_cpu_threads_per_process $$($(BIN)/python -c "import torch; print(torch.get_num_threads())")
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow towers check style
+.PHONY: help quickstart test test-slow test-gpu towers check style
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ test: $(VENV)/.installed-dev ## Run the fast tests
 
 test-slow: $(VENV)/.installed-dev $(VENV)/.installed-towers ## Run the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(VENV)/.installed-dev ## Run the tests that need one CUDA device, or two
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 towers: $(VENV)/.installed-towers ## Install the pretrained text tower of the emoji recipe (83 MB)
 

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import modeling_mxmclr
+from benchmarks.scaling import estimate_table
 from modeling_mxmclr.objectives_mxmclr import OBJECTIVES, setting_names
 from modeling_mxmclr.terms_mxmclr import TERMS
 
@@ -46,6 +47,10 @@ def test_the_objectives_page_has_every_objective_and_its_settings(name):
     assert section
     assert [setting for setting in setting_names(name) if f"`{setting}`" not in section] == []
     assert f"\n| `{name}` |" in OBJECTIVES_PAGE
+
+
+def test_the_scaling_page_has_the_table_that_its_script_prints():
+    assert estimate_table() in (ROOT / "docs" / "scaling.md").read_text()
 
 
 @pytest.mark.parametrize("name", [*OBJECTIVES, *TERMS])

@@ -287,6 +287,10 @@ class OptimizationArguments:
         "Validation metric, higher is better, that chooses the checkpoint to keep.", default="text_to_instance_mrr"
     )
     seed: int = flag("Seed of weights, order, draws and dropout.", default=0)
+    num_processes: int | None = flag(
+        "Processes that the run is for; with another number it stops and says how to start them. Any by default.",
+        default=None,
+    )
     cpu: bool = flag("Train on the CPU even where there is an accelerator.", default=False)
     push_to_hub: str | None = flag(
         "Hub id that every kept checkpoint and the finished run are pushed to, as whoever is logged in.", default=None
@@ -307,6 +311,8 @@ class OptimizationArguments:
             self.checkpoint_every = self.eval_every
         if self.checkpoint_every < 0:
             raise ValueError(f"`checkpoint_every` must not be negative, got {self.checkpoint_every}.")
+        if self.num_processes is not None and self.num_processes < 1:
+            raise ValueError(f"`num_processes` must be at least 1, got {self.num_processes}.")
         if self.push_to_hub is not None:
             check_repo_id(self.push_to_hub)
 

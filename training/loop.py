@@ -4,6 +4,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from training.batches import Batches
+from training.guards import Guards
 from training.meter import Meter
 from training.models import set_training_mode
 from training.optimization import build_optimizer
@@ -19,19 +20,21 @@ def train(session: Session, batches: Batches) -> None:
     scheduler = get_cosine_schedule_with_warmup(optimizer, options.warmup_steps, options.max_steps)
     model, optimizer = accelerator.prepare(session.model, optimizer)
     fix_bucket_order(model)
-    meter = Meter(accelerator)
+    meter, guards = Meter(accelerator), Guards(session)
     state = TrainingState(session, optimizer, scheduler, batches, meter)
     step, best = state.restore()
     # TensorBoard leaves out what a run that was killed logged after the step it is resumed from.
     accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": step + 1}})
     bar = tqdm(total=options.max_steps, initial=step, desc="training", disable=not accelerator.is_main_process)
     set_training_mode(session.model)
-    for batch in state.on(batches):
+    for batch in state.on(guards.clock.time(batches)):
         with accelerator.accumulate(model):
             output = model(**{name: rows.to(accelerator.device, non_blocking=True) for name, rows in batch.items()})
             accelerator.backward(output.loss)
+            guards.check_loss(step + 1, batch, output)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm or float("inf"))
+                guards.check_gradient(step + 1, norm)
             optimizer.step()
             optimizer.zero_grad()
         meter.add(batch, output)
@@ -41,12 +44,15 @@ def train(session: Session, batches: Batches) -> None:
         scheduler.step()
         step += 1
         if step % options.log_every == 0 or step == options.max_steps:
-            values = meter.read(step) | {"train/grad_norm": float(norm), "train/lr": rate}
+            values = meter.read() | guards.read(step) | {"train/grad_norm": float(norm), "train/lr": rate}
             bar.set_postfix(loss=f"{values['train/loss']:.3f}", refresh=False)
             session.log(step, values)
         if step % options.eval_every == 0 or step == options.max_steps:
+            guards.settle()
             best = evaluate_and_keep(session, step, best)
             meter.restart_clock()
-        state.keep(step, best)
+        if state.is_due(step):
+            guards.settle()
+            state.keep(step, best)
         bar.update()
     bar.close()

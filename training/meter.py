@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -52,18 +51,9 @@ class Meter:
         }
         self.batches = state["batches"]
 
-    def read(self, step: int) -> dict[str, float]:
-        """The means, and start again; every rank must call it.
-
-        Raises:
-            FloatingPointError: When the loss is no longer a finite number.
-        """
+    def read(self) -> dict[str, float]:
+        """The means, and start again; every rank must call it."""
         values = {f"train/{name}": (total / self.batches).item() for name, total in self.sums.items()}
-        if not np.isfinite(values["train/loss"]):
-            raise FloatingPointError(
-                f"The loss is {values['train/loss']} at step {step}; lower `learning_rate` or use `mixed_precision: bf16`. "
-                "The last checkpoint is whole."
-            )
         image_ids, text_ids = (torch.cat(gather_object([ids])) for ids in self.ids)
         relations = relations_per_observation(image_ids, text_ids)
         values |= {f"train/{name}": value for name, value in relations.items()}

@@ -20,6 +20,7 @@ from training.run_folder import write_json
 from training.score_tables import format_table
 from training.searches import Embeddings
 from training.session import Session, final_split
+from training.sharding import whole_copy, whole_weights
 
 logger = get_logger(__name__)
 
@@ -29,16 +30,17 @@ CARD_BUDGETS = BudgetSettings(poolings=("mean",), draws=2, resamples=200)  # `tr
 def evaluate(session: Session, model: MXMCLRModel, split: str) -> tuple[Embeddings, Report]:
     """Embeddings and scores of a split, the same on every rank."""
     accelerator = session.accelerator
-    embeddings = encode_rows(
-        model,
-        session.processor,
-        session.splits[split],
-        accelerator.process_index,
-        accelerator.num_processes,
-        session.frozen_text,
-        session.arguments.data.num_workers,
-        accelerator.is_main_process,
-    )
+    with whole_weights(model):
+        embeddings = encode_rows(
+            model,
+            session.processor,
+            session.splits[split],
+            accelerator.process_index,
+            accelerator.num_processes,
+            session.frozen_text,
+            session.arguments.data.num_workers,
+            accelerator.is_main_process,
+        )
     return embeddings, retrieval_report(embeddings)
 
 
@@ -51,8 +53,8 @@ def evaluate_and_keep(session: Session, step: int, best: float) -> float:
         session.log(step, {f"eval/{name}": value for name, value in scores.items()})
         score = chosen_score(scores, session.arguments.optimization.best_metric)
         show_retrieval(session, embeddings, step)
+    kept = session.adapter or whole_copy(session.model)
     if session.folder is not None:
-        kept = session.adapter or session.model
         session.folder.save_checkpoint("last", kept, session.processor)
         if score > best or "validation" not in session.splits:
             checkpoint = session.folder.save_checkpoint("best", kept, session.processor)

@@ -43,11 +43,14 @@ class TrainingState:
             logger.warning("DeepSpeed's optimiser can't be kept: this run can't be resumed. DDP and FSDP2 can.")
             self.every = 0
 
+    def is_due(self, step: int) -> bool:
+        """Whether it is time to keep the state after a step."""
+        is_last = step == self.session.arguments.optimization.max_steps
+        return bool(self.every) and (is_last or step % self.every == 0)
+
     def keep(self, step: int, best: float) -> None:
-        """Write the state after a step, where it is time to; every rank must call it."""
+        """Write the state after a step; every rank must call it."""
         options = self.session.arguments.optimization
-        if not self.every or (step % self.every and step != options.max_steps):
-            return
         values, tensors = self.capture(step, best)
         if self.session.folder is not None:
             self.session.folder.sync()

@@ -1,4 +1,4 @@
-"""A pool of gloo processes on this machine, started once for many tests."""
+"""A pool of processes on this machine that speak gloo, or NCCL where each has a GPU, started once for many tests."""
 
 import tempfile
 import traceback
@@ -10,10 +10,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def _serve(rank: int, world_size: int, rendezvous: str, jobs, results) -> None:
+def _serve(rank: int, world_size: int, rendezvous: str, backend: str, jobs, results) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+        backend, f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
     )
     while (job := jobs.get()) is not None:
         function, arguments = job
@@ -27,12 +27,13 @@ def _serve(rank: int, world_size: int, rendezvous: str, jobs, results) -> None:
 class GlooPool:
     """Runs `function(rank, *arguments)` on every rank and returns the answers in rank order."""
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, backend: str = "gloo") -> None:
         context = mp.get_context("spawn")
         self.jobs = [context.Queue() for _ in range(world_size)]
         self.results = context.Queue()
         folder = tempfile.mkdtemp()
-        arguments = [(r, world_size, f"{folder}/rendezvous", self.jobs[r], self.results) for r in range(world_size)]
+        meeting = f"{folder}/rendezvous"
+        arguments = [(r, world_size, meeting, backend, self.jobs[r], self.results) for r in range(world_size)]
         self.processes = [context.Process(target=_serve, args=each, daemon=True) for each in arguments]
         for process in self.processes:
             process.start()

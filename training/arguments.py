@@ -114,6 +114,10 @@ class ModelArguments:
     logit_scale_init_value: float = flag("Start of the learned log scale.", default=2.6592)
     freeze_text_tower: str = flag("`none`, `all`, or how many of its first layers stay as they are.", default="none")
     freeze_vision_tower: str = flag("The same for the image tower.", default="none")
+    freeze_batch_norms: bool = flag(
+        "Keep the statistics and weights of batch norms as they are, for pretrained towers; micro-batches need it.",
+        default=False,
+    )
 
     def __post_init__(self) -> None:
         """Read the mappings, and check that there is one start for each tower."""
@@ -191,6 +195,16 @@ class OptimizationArguments:
     warmup_steps: int = flag("Steps of linear warm-up before the cosine.", default=100)
     max_grad_norm: float = flag("Largest norm of the whole gradient; 0 for no clipping.", default=1.0)
     gradient_accumulation_steps: int = flag("Batches whose gradients are averaged before a step.", default=1)
+    micro_batch_images: int | None = flag(
+        "Images that pass the tower at once: the gradient stays that of the whole batch, the memory becomes that of so "
+        "few (GradCache), for up to a third more time. Micro-batches of n instances are n times `views_per_instance`.",
+        default=None,
+    )
+    micro_batch_texts: int | None = flag("The same for captions.", default=None)
+    micro_batch_tokens: int | None = flag(
+        "Tokens, padding included, that pass the text tower at once; beside or in place of a number of captions.",
+        default=None,
+    )
     gradient_checkpointing: bool = flag("Recompute activations in the backward pass to save memory.", default=False)
     mixed_precision: str = flag("`no`, `bf16` or `fp16`.", default="no")
     eval_every: int = flag("Steps between evaluations on the validation split.", default=200)
@@ -211,8 +225,10 @@ class OptimizationArguments:
         """Check what argparse can't."""
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"`mixed_precision` must be one of ['no', 'bf16', 'fp16'], got {self.mixed_precision!r}.")
-        for name in ("max_steps", "gradient_accumulation_steps", "eval_every", "log_every"):
-            if getattr(self, name) < 1:
+        at_least_one = ["max_steps", "gradient_accumulation_steps", "eval_every", "log_every"]
+        at_least_one += [f"micro_batch_{unit}" for unit in ("images", "texts", "tokens")]
+        for name in at_least_one:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.push_to_hub is not None:
             check_repo_id(self.push_to_hub)

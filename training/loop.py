@@ -4,6 +4,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from training.batches import Batches
+from training.cached_step import MicroBatchSizes, take_gradients
 from training.meter import Meter
 from training.models import set_training_mode
 from training.optimization import build_optimizer
@@ -22,10 +23,12 @@ def train(session: Session, batches: Batches) -> None:
     meter = Meter(accelerator)
     step, best = 0, -float("inf")
     set_training_mode(session.model)
+    micro_batch_sizes = MicroBatchSizes(
+        options.micro_batch_images, options.micro_batch_texts, options.micro_batch_tokens
+    )
     for batch in batches:
         with accelerator.accumulate(model):
-            output = model(**{name: rows.to(accelerator.device, non_blocking=True) for name, rows in batch.items()})
-            accelerator.backward(output.loss)
+            output = take_gradients(accelerator, model, batch, micro_batch_sizes)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm or float("inf"))
             optimizer.step()

@@ -21,7 +21,7 @@ Inputs = Mapping[str, Any]
 
 IMAGE_INPUTS = {"pixel_values"}
 SCORE_INPUTS = {"image_group_ids", "text_group_ids", "soft_weight", "objective_inputs", "output_logits"}
-# Their wrappers gather parameters or reduce gradients in each pass, and ranks differ in how many they need.
+# They exchange parameters or gradients in each pass, and ranks differ in how many passes they need.
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -60,23 +60,20 @@ def take_gradients(accelerator: Accelerator, model: nn.Module, batch: Inputs, si
     inner = accelerator.unwrap_model(model)
     check_divisible(inner, sizes, accelerator.distributed_type)
     images, texts, rest = split_inputs(batch)
-    with accelerator.no_sync(model):
-        sides = [
-            Side(model, accelerator.device, micro_batches(images, sizes.images)),
-            Side(model, accelerator.device, micro_batches(texts, sizes.texts_of(texts.get("input_ids")))),
-        ]
-        output = model(
-            image_embeds=sides[0].embeds, text_embeds=sides[1].embeds, **send_to_device(rest, accelerator.device)
-        )
-        accelerator.backward(output.loss)
-        after = random_state(accelerator.device)
-        for side in sides:
-            side.hand_down()
-        set_random_state(after, accelerator.device)
+    # Past DDP, which exchanges buffers and buckets in its forward pass, while ranks differ in how many they need.
+    sides = [
+        Side(inner, accelerator.device, micro_batches(images, sizes.images)),
+        Side(inner, accelerator.device, micro_batches(texts, sizes.texts_of(texts.get("input_ids")))),
+    ]
+    image_embeds, text_embeds = (side.embeds for side in sides)
+    output = inner(image_embeds=image_embeds, text_embeds=text_embeds, **send_to_device(rest, accelerator.device))
+    accelerator.backward(output.loss)
+    after = random_state(accelerator.device)
+    for side in sides:
+        side.hand_down()
+    set_random_state(after, accelerator.device)
     if accelerator.num_processes > 1:
-        # DDP averages what the parameters have gathered in the backward pass of a forward pass: one of no rows,
-        # alike on every rank however many micro-batches it had.
-        model()
+        model()  # of no rows: it readies DDP to average, in the next backward pass, all that has been gathered so far
         inner.touch_parameters().backward()
     return output
 
@@ -85,7 +82,7 @@ class Side:
     """The rows of one modality, encoded in micro-batches.
 
     Args:
-        model: The prepared model.
+        model: The model itself.
         device: Where it is.
         parts: Inputs of the micro-batches, at least one.
 

@@ -88,7 +88,8 @@ def test_the_cached_gradient_is_that_of_the_whole_batch(accelerator, sizes, dtyp
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_it_is_for_every_objective(accelerator, objective):
-    model = tiny_model(objective=objective).double()
+    # Of two observations that point apart, pmrl's leading vector has a sign that rounding chooses; seed 2 has none.
+    model = tiny_model(objective=objective, seed=2).double()
     batch = (equal_batch if objective in RECTANGULAR else tiny_batch)(torch.float64)
     plain = step(accelerator, model, batch, WHOLE)
     assert_same(step(accelerator, model, batch, MicroBatchSizes(3, 2)), plain)
@@ -147,7 +148,7 @@ def test_a_side_of_which_nothing_learns_is_encoded_once(accelerator):
 
 
 def test_it_is_that_of_an_adapter(accelerator):
-    model, batch = tiny_model("bert", "resnet").double(), tiny_batch(torch.float64)
+    model, batch = tiny_model("bert", "resnet"), tiny_batch(torch.float64)
     attach_adapter(model, tiny_processor(), LoraArguments(lora_rank=4, lora_dropout=0.2))
     model.double()
     set_training_mode(model)

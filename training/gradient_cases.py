@@ -13,12 +13,11 @@ from accelerate import Accelerator
 from torch import Tensor, multiprocessing, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import modeling_mxmclr.contrast_mxmclr as contrast_mxmclr
-import modeling_mxmclr.tiles_mxmclr as tiles_mxmclr
+import modeling_mxmclr.contrast_mxmclr as contrast
+import modeling_mxmclr.tiles_mxmclr as tiles
 from modeling_mxmclr import MXMCLRModel
 from modeling_mxmclr.folds_mxmclr import index_by_appearance
 from training.cached_step import MicroBatchSizes, micro_batches, split_inputs, take_gradients
-from training.models import set_training_mode
 
 Batch = Mapping[str, Tensor]
 Gradients = dict[str, Tensor]
@@ -108,7 +107,8 @@ def differences_here(cases: Sequence[Case], model: MXMCLRModel, batches: Sequenc
     """How far the gradients that this process takes, as one of its ranks, lie from the plain ones."""
     accelerator = Accelerator(cpu=True)
     plain = [plain_gradients(model, batch) for batch in batches]
-    wrapped = accelerator.prepare_model(model)
+    # Prepared, a model carries a mark that other processes would take over with it, and leave it without DDP.
+    wrapped = accelerator.prepare_model(model) if accelerator.num_processes > 1 else model
     return [difference_of(case, accelerator, wrapped, model, batches, plain) for case in cases]
 
 
@@ -164,10 +164,8 @@ def step_gradients(
 ) -> tuple[list[float], Gradients]:
     """The losses of some batches, and the gradient that a step has accumulated of them, as a case takes it."""
     torch.manual_seed(0)
-    set_training_mode(model)
-    if not case.drops_out:
-        model.eval()
-        model.training = True  # ranks gather, and nothing drops out
+    model.train(case.drops_out)
+    model.training = True  # ranks gather
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()
@@ -220,9 +218,9 @@ def gradients_of(model: nn.Module) -> Gradients:
 @contextmanager
 def tiles_of(side: int) -> Iterator[None]:
     """Let objectives work in tiles of so many rows and columns, or hold the matrix of logits."""
-    before = contrast_mxmclr.MATRIX_LOGITS, tiles_mxmclr.TILE
-    contrast_mxmclr.MATRIX_LOGITS, tiles_mxmclr.TILE = (MATRIX, before[1]) if side == MATRIX else (-1, side)
+    before = contrast.MATRIX_LOGITS, tiles.TILE
+    contrast.MATRIX_LOGITS, tiles.TILE = (MATRIX, before[1]) if side == MATRIX else (-1, side)
     try:
         yield
     finally:
-        contrast_mxmclr.MATRIX_LOGITS, tiles_mxmclr.TILE = before
+        contrast.MATRIX_LOGITS, tiles.TILE = before

@@ -44,9 +44,6 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 def main(words: Sequence[str]) -> int:
     """Compare as a command line says, and return 0 where all is exact."""
     chosen, arguments = parse(words)
-    set_seed(arguments.optimization.seed)
-    transformers_logging.set_verbosity_error()
-    datasets_logging.disable_progress_bar()
     dtype = torch.float32 if chosen.float32 else torch.float64
     model, batches = prepare(arguments, chosen.instances, chosen.batches, dtype)
     sys.stdout.write(describe(arguments, batches, dtype) + "\n")
@@ -87,7 +84,10 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, Arguments]:
 def prepare(
     arguments: Arguments, instances: int, count: int, dtype: torch.dtype
 ) -> tuple[MXMCLRModel, list[dict[str, Tensor]]]:
-    """The model that a run would start from, and batches of its training split, on the CPU."""
+    """The model that a run would start from, and batches of its training split, on the CPU; seeds torch."""
+    set_seed(arguments.optimization.seed)
+    transformers_logging.set_verbosity_error()
+    datasets_logging.disable_progress_bar()
     data = arguments.data
     rows = named_splits(load_multifold(**data.source))["train"]
     captions = (caption for fold in rows.column("captions") for caption in fold)

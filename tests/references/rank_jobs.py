@@ -14,6 +14,7 @@ from modeling_mxmclr.distributed_mxmclr import gather_inputs, gather_observation
 from modeling_mxmclr.folds_mxmclr import Observations
 from tests.references.observed import SCALE, VARIANTS, Variant
 from tests.references.tiny import tiny_batch, tiny_model
+from training import gradient_cases
 from training.cached_step import MicroBatchSizes, take_gradients
 from training.sharded_search import gather_ranks
 
@@ -188,3 +189,18 @@ def cached_step(rank: int, dtype: torch.dtype, fields: dict, shares: dict, sizes
             output = take_gradients(accelerator, wrapped, batch, MicroBatchSizes(*sizes))
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return output.loss.item(), as_plain(gradients), synchronised
+
+
+def exactness(rank: int, world_size: int):
+    """What `training/exactness.py` finds of the ways to take a gradient on so many ranks."""
+    join_accelerate(rank, world_size)
+    cases = [case for case in gradient_cases.build_cases([world_size], micro_batch=2, tile=3) if case.ranks > 1]
+    batches = [tiny_batch(torch.float64, seed) for seed in range(2)]
+    found = gradient_cases.differences_here(cases, tiny_model().double(), batches)
+    return {case.name: max(each.loss, each.gradient) for case, each in zip(cases, found, strict=True)}
+
+
+def exactness_without_average(rank: int, world_size: int):
+    """The same without DDP, so that nothing is averaged."""
+    with mock.patch.object(Accelerator, "prepare_model", lambda _, model: model):
+        return exactness(rank, world_size)

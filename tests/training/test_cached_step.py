@@ -213,6 +213,14 @@ def test_two_ranks_end_with_the_gradient_of_one_process_after_one_synchronisatio
                 np.testing.assert_allclose(rank_gradients[name], gradient, rtol=0, atol=1e-10 * largest, err_msg=name)
 
 
+def test_every_way_of_the_exactness_script_is_exact_on_two_ranks(two_ranks):
+    for found in two_ranks.run(rank_jobs.exactness, 2):
+        assert len(found) == 5
+        assert max(found.values()) < 1e-10
+    for found in two_ranks.run(rank_jobs.exactness_without_average, 2):
+        assert min(found.values()) > 1e-3
+
+
 def test_batch_norm_in_training_mode_is_refused_where_its_tower_is_divided(accelerator):
     model = tiny_model("bert", "resnet").double().train()
     batch = tiny_batch(torch.float64)

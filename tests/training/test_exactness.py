@@ -1,5 +1,6 @@
 """`training/exactness.py` as users run it, and whether it would find a gradient that is wrong."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -7,17 +8,35 @@ import torch
 
 from tests.references.tiny import tiny_batch, tiny_model
 from tests.training.test_train import launch, recipe  # noqa: F401 - a fixture
-from training import cached_step, gradient_cases
+from training import cached_step, exactness, gradient_cases
 from training.gradient_cases import Case, build_cases, compare, largest_difference, share_of
 
 
-def test_every_way_of_a_recipe_is_exact(recipe):  # noqa: F811
-    run = launch("exactness.py", recipe, "--instances", "6", "--ranks", "2", cwd=recipe.parent)
+@pytest.mark.parametrize(
+    ("words", "ways"),
+    [(["--ranks"], 7), pytest.param(["--ranks", "2", "3"], 17, marks=pytest.mark.slow)],
+    ids=["one process", "ranks"],
+)
+def test_every_way_of_a_recipe_is_exact(recipe, words, ways):  # noqa: F811
+    run = launch("exactness.py", recipe, "--instances", "6", *words, cwd=recipe.parent)
     assert run.returncode == 0, run.stdout + run.stderr
     lines = run.stdout.splitlines()
     assert "objective mfh, float64, 2 batches of [11, 9] images" in lines[0]
-    assert [line.split()[0] for line in lines[2:-1]] == ["exact"] * 12
+    assert [line.split()[0] for line in lines[2:-1]] == ["exact"] * ways
     assert lines[-1] == "All are exact. Allowed are 1e-10."
+
+
+def test_a_way_that_is_not_exact_ends_with_1(monkeypatch, capsys):
+    nothing = SimpleNamespace(
+        recipe=None, model=SimpleNamespace(objective="mfh"), optimization=SimpleNamespace(seed=0)
+    )
+    monkeypatch.setattr(exactness, "parse_arguments", lambda *_: nothing)
+    monkeypatch.setattr(exactness, "prepare", lambda *_: (tiny_model().double(), [tiny_batch(torch.float64)]))
+    monkeypatch.setattr(cached_step.Side, "hand_down", lambda _: None)
+    assert exactness.main(["--ranks"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].startswith("FAILS  micro-batches of 1 ")
+    assert lines[-1] == "5 ways are NOT exact. Allowed are 1e-10."
 
 
 @pytest.fixture

@@ -264,6 +264,8 @@ class MXMCLRModel(PreTrainedModel):
         text_group_ids: Tensor | None = None,
         return_loss: bool | None = None,
         text_tower_output: Tensor | None = None,
+        image_embeds: Tensor | None = None,
+        text_embeds: Tensor | None = None,
         soft_weight: float | None = None,
         objective_inputs: dict[str, Tensor] | None = None,
         gather: bool | None = None,
@@ -281,6 +283,9 @@ class MXMCLRModel(PreTrainedModel):
             return_loss: Whether to compute the loss; None does where both group ids are given.
             text_tower_output: `(num_texts, width)` of `get_text_tower_output`, in place of `input_ids`, where a frozen
                 text tower was run once for all epochs.
+            image_embeds: `(num_images, projection_dim)` of `get_image_features`, in place of `pixel_values`, to be
+                scored alone; gradients reach them.
+            text_embeds: `(num_texts, projection_dim)` of `get_text_features`, in place of `input_ids`.
             soft_weight: Overrides the objective's setting of that name for this step, for a schedule.
             objective_inputs: What the objective or its terms take beside the observations, such as
                 `image_reference_embeds`, with the rows of this rank's images or texts.
@@ -293,7 +298,7 @@ class MXMCLRModel(PreTrainedModel):
             TypeError: For a keyword that neither tower takes.
         """
         text_keywords, vision_keywords = route_keywords(keywords, self.text_model, self.vision_model)
-        image_embeds = text_embeds = text_output = vision_output = None
+        text_output = vision_output = None
         if pixel_values is not None:
             image_embeds, vision_output = self._embed_images(pixel_values, vision_keywords)
         if text_tower_output is not None:
@@ -384,7 +389,7 @@ class MXMCLRModel(PreTrainedModel):
         with full_precision(observed.image_embeds):
             loss, components = self.objective(observed, log_scale.exp(), **settings, **inputs)
         if gather and world_size() > 1 and torch.is_grad_enabled():
-            loss = loss + self._touch_parameters()
+            loss = loss + self.touch_parameters()
         return ObjectiveOutput(loss, components)
 
     def _checked_inputs(self, inputs: dict[str, Tensor], observed: Observations) -> dict[str, Tensor]:
@@ -400,8 +405,8 @@ class MXMCLRModel(PreTrainedModel):
                 raise ValueError(f"`{name}` has {len(rows)} rows for {size} observations; pass one for each.")
         return dict(inputs)
 
-    def _touch_parameters(self) -> Tensor:
-        """A zero that reaches every trainable parameter, since DDP waits for the gradient of each.
+    def touch_parameters(self) -> Tensor:
+        """A zero, `()`, that reaches every trainable parameter, since DDP waits for the gradient of each.
 
         Towers hold parameters that a step may not use, such as DINOv2's mask token or a pooler that nobody reads.
         FSDP shards don't need it, and can't be mixed with plain tensors.

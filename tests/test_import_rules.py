@@ -84,9 +84,11 @@ MORE_PACKAGES = {
 OPEN_MODULES = {
     "modeling_mxmclr": (
         "modeling_mxmclr.adapters_mxmclr",
+        "modeling_mxmclr.contrast_mxmclr",  # above how many logits there are tiles, for training/exactness.py
         "modeling_mxmclr.folds_mxmclr",
         "modeling_mxmclr.objectives_mxmclr",
         "modeling_mxmclr.probe_mxmclr",
+        "modeling_mxmclr.tiles_mxmclr",  # and how large these are
     ),
     "datasets_scripts": ("datasets_scripts.schema", "datasets_scripts.loading", "datasets_scripts.raw_images"),
 }

@@ -178,6 +178,10 @@ class ModelArguments:
     logit_scale_init_value: float = flag("Start of the learned log scale.", default=2.6592)
     freeze_text_tower: str = flag("`none`, `all`, or how many of its first layers stay as they are.", default="none")
     freeze_vision_tower: str = flag("The same for the image tower.", default="none")
+    freeze_batch_norms: bool = flag(
+        "Keep the statistics and weights of batch norms as they are, for pretrained towers; micro-batches need it.",
+        default=False,
+    )
 
     def __post_init__(self) -> None:
         """Read the mappings, and check that there is one start for each tower."""
@@ -271,6 +275,16 @@ class OptimizationArguments:
     warmup_steps: int = flag("Steps of linear warm-up before the cosine.", default=100)
     max_grad_norm: float = flag("Largest norm of the whole gradient; 0 for no clipping.", default=1.0)
     gradient_accumulation_steps: int = flag("Batches whose gradients are averaged before a step.", default=1)
+    micro_batch_images: int | None = flag(
+        "Images that pass the tower at once: the gradient stays that of the whole batch, the memory becomes that of so "
+        "few (GradCache), for up to a third more time. Micro-batches of n instances are n times `views_per_instance`.",
+        default=None,
+    )
+    micro_batch_texts: int | None = flag("The same for captions.", default=None)
+    micro_batch_tokens: int | None = flag(
+        "Tokens, padding included, that pass the text tower at once; beside or in place of a number of captions.",
+        default=None,
+    )
     gradient_checkpointing: bool = flag("Recompute activations in the backward pass to save memory.", default=False)
     text_buckets: int = flag(
         "Calls of the text tower among which a batch's captions are shared by length, each padded to its own longest; "
@@ -303,16 +317,15 @@ class OptimizationArguments:
         """Check what argparse can't."""
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"`mixed_precision` must be one of ['no', 'bf16', 'fp16'], got {self.mixed_precision!r}.")
-        positive = "max_steps gradient_accumulation_steps eval_every log_every text_buckets keep_checkpoints"
-        for name in positive.split():
-            if getattr(self, name) < 1:
+        at_least_one = "max_steps gradient_accumulation_steps eval_every log_every text_buckets keep_checkpoints"
+        at_least_one += " num_processes micro_batch_images micro_batch_texts micro_batch_tokens"
+        for name in at_least_one.split():
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if self.checkpoint_every is None:
             self.checkpoint_every = self.eval_every
         if self.checkpoint_every < 0:
             raise ValueError(f"`checkpoint_every` must not be negative, got {self.checkpoint_every}.")
-        if self.num_processes is not None and self.num_processes < 1:
-            raise ValueError(f"`num_processes` must be at least 1, got {self.num_processes}.")
         if self.push_to_hub is not None:
             check_repo_id(self.push_to_hub)
 

@@ -4,6 +4,7 @@ from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from training.batches import Batches
+from training.cached_step import MicroBatchSizes, take_gradients
 from training.guards import Guards
 from training.meter import Meter
 from training.models import set_training_mode
@@ -27,10 +28,12 @@ def train(session: Session, batches: Batches) -> None:
     accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": step + 1}})
     bar = tqdm(total=options.max_steps, initial=step, desc="training", disable=not accelerator.is_main_process)
     set_training_mode(session.model)
+    micro_batch_sizes = MicroBatchSizes(
+        options.micro_batch_images, options.micro_batch_texts, options.micro_batch_tokens
+    )
     for batch in state.on(guards.clock.time(batches)):
         with accelerator.accumulate(model):
-            output = model(**{name: rows.to(accelerator.device, non_blocking=True) for name, rows in batch.items()})
-            accelerator.backward(output.loss)
+            output = take_gradients(accelerator, model, batch, micro_batch_sizes)
             guards.check_loss(step + 1, batch, output)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm or float("inf"))

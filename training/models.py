@@ -8,6 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import (
     AutoImageProcessor,
     AutoProcessor,
@@ -55,6 +56,8 @@ def build_model(arguments: ModelArguments, captions: Iterable[str]) -> tuple[MXM
     limit_text_length(processor.tokenizer, model, arguments.max_text_length)
     freeze_first_layers(model.text_model, arguments.freeze_text_tower)
     freeze_first_layers(model.vision_model, arguments.freeze_vision_tower)
+    if arguments.freeze_batch_norms:
+        freeze_batch_norms(model)
     return model, processor
 
 
@@ -178,6 +181,19 @@ def freeze_first_layers(tower: PreTrainedModel, how_many: str) -> None:
     last = max((place for place, weight in enumerate(weights) if id(weight) in frozen), default=-1)
     for weight in weights[: last + 1]:
         weight.requires_grad = False
+
+
+def freeze_batch_norms(model: nn.Module) -> None:
+    """Take batch norms out of training, so that `set_training_mode` keeps their statistics.
+
+    Raises:
+        ValueError: When there are none.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        raise ValueError("`freeze_batch_norms` needs a tower with batch norms, there is none; leave it out.")
+    for norm in norms:
+        norm.requires_grad_(False)
 
 
 def is_frozen(module: nn.Module) -> bool:

@@ -5,7 +5,8 @@ import warnings
 from unittest import mock
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_mxmclr import MXMCLRModel, contrast_mxmclr, tiles_mxmclr
@@ -13,6 +14,8 @@ from modeling_mxmclr.distributed_mxmclr import gather_inputs, gather_observation
 from modeling_mxmclr.folds_mxmclr import Observations
 from tests.references.observed import SCALE, VARIANTS, Variant
 from tests.references.tiny import tiny_batch, tiny_model
+from training import gradient_cases
+from training.cached_step import MicroBatchSizes, take_gradients
 from training.sharded_search import gather_ranks
 
 IMAGE_KEYS = ("pixel_values", "image_group_ids")
@@ -146,12 +149,58 @@ def numbered_ids(rank: int):
     return None
 
 
+def join_accelerate(rank: int, world_size: int) -> None:
+    """Let Accelerate take over the pool's process group."""
+    os.environ |= {name: str(world_size) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    os.environ |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")} | {"OMP_NUM_THREADS": "1"}
+    PartialState(cpu=True)
+
+
 def search_shard(rank: int, search, shards: list[dict]):
     """What `search` finds when each rank passes its own arguments, or the error that it raises there."""
-    os.environ |= {name: str(len(shards)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
-    os.environ |= {name: str(rank) for name in ("RANK", "LOCAL_RANK")} | {"OMP_NUM_THREADS": "1"}
-    PartialState(cpu=True)  # takes over the pool's process group
+    join_accelerate(rank, len(shards))
     try:
         return [part.numpy() for part in search(**shards[rank], gather=gather_ranks)]
     except ValueError as error:
         return str(error)
+
+
+def cached_step(rank: int, dtype: torch.dtype, fields: dict, shares: dict, sizes: tuple, steps: int = 1):
+    """The loss and gradients of a rank under DDP that encodes its rows in micro-batches, dropout off."""
+    join_accelerate(rank, len(shares["images"]))
+    accelerator = Accelerator(cpu=True)
+    model = tiny_model(**fields).to(dtype)
+    model.training = True  # gathers; the towers stay in eval mode, so that dropout is off
+    wrapped = accelerator.prepare_model(model)
+    assert isinstance(wrapped, DistributedDataParallel)
+    batch = split_batch(tiny_batch(dtype), shares, rank)
+    synchronised = 0
+
+    def count(state, bucket):
+        nonlocal synchronised
+        synchronised += bucket.is_last()
+        return allreduce_hook(state, bucket)
+
+    wrapped.register_comm_hook(None, count)
+    for _ in range(steps):
+        wrapped.zero_grad()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            output = take_gradients(accelerator, wrapped, batch, MicroBatchSizes(*sizes))
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return output.loss.item(), as_plain(gradients), synchronised
+
+
+def exactness(rank: int, world_size: int):
+    """What `training/exactness.py` finds of the ways to take a gradient on so many ranks."""
+    join_accelerate(rank, world_size)
+    cases = [case for case in gradient_cases.build_cases([world_size], micro_batch=2, tile=3) if case.ranks > 1]
+    batches = [tiny_batch(torch.float64, seed) for seed in range(2)]
+    found = gradient_cases.differences_here(cases, tiny_model().double(), batches)
+    return {case.name: max(each.loss, each.gradient) for case, each in zip(cases, found, strict=True)}
+
+
+def exactness_without_average(rank: int, world_size: int):
+    """The same without DDP, so that nothing is averaged."""
+    with mock.patch.object(Accelerator, "prepare_model", lambda _, model: model):
+        return exactness(rank, world_size)

@@ -19,6 +19,7 @@ from training.models import set_training_mode
 from training.resume import find_resumable
 from training.run_folder import RunFolder
 from training.session import Session
+from training.sources import Sources
 
 LAST = 5
 CLOCKS = {"train/images_per_second", "train/waiting_share"}
@@ -56,9 +57,8 @@ def run_small(folder: Path, lora_rank: int | None = None, model: MXMCLRModel | N
     model, processor = model or small_model(), tiny_processor()
     adapter = attach_adapter(model, processor, arguments.lora) if lora_rank else None
     set_seed(0)
-    session = Session(
-        arguments, accelerator, {"train": rows}, model, processor, adapter, None, run_folder, None, resumed
-    )
+    sources = Sources({"train": rows}, [len(rows)])
+    session = Session(arguments, accelerator, sources, model, processor, adapter, None, run_folder, None, resumed)
     train(session, build_batches(session, 1, 1))
     return session
 

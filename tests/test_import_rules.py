@@ -84,6 +84,7 @@ MORE_PACKAGES = {
 OPEN_MODULES = {
     "modeling_mxmclr": (
         "modeling_mxmclr.adapters_mxmclr",
+        "modeling_mxmclr.buckets_mxmclr",
         "modeling_mxmclr.folds_mxmclr",
         "modeling_mxmclr.objectives_mxmclr",
         "modeling_mxmclr.probe_mxmclr",

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=2000, help="Drawn from the corpus (default: %(default)s).")
     parser.add_argument("--batch_size", type=int, default=64, help="Of the peer (default: %(default)s).")
     parser.add_argument("--step_captions", type=int, default=256, help="Of a training step (default: %(default)s).")
-    parser.add_argument("--buckets", type=int, default=4, help="`text_buckets` (default: %(default)s).")
+    parser.add_argument("--buckets", type=int, default=6, help="`text_buckets` (default: %(default)s).")
     parser.add_argument("--rounds", type=int, default=5, help="Default: %(default)s.")
     parser.add_argument("--threads", type=int, default=2, help="Default: %(default)s.")
     chosen = parser.parse_args()

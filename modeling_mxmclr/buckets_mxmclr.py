@@ -5,10 +5,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-# What a call of a tower costs beside its tokens, in tokens: about 15 ms for MiniLM on a core that does 0.3 ms a token.
-CALL_TOKENS = 64
+# What a call of a tower costs beside its tokens, in tokens. On a CPU: 15 ms for MiniLM, at 0.3 ms a token. Elsewhere
+# launches take the time of thousands, an estimate.
+CALL_TOKENS = {"cpu": 64}
+LAUNCHED_CALL_TOKENS = 2048
 
 
 class Buckets(NamedTuple):
@@ -20,6 +22,11 @@ class Buckets(NamedTuple):
     rows: list[Tensor]  # each (num_rows,) int64: the texts that it encodes, all different
     lengths: list[int]  # columns that it needs
     places: Tensor  # (num_texts,) int64: where each text's vector stands among those of all buckets
+
+
+def holds_shards(tower: nn.Module) -> bool:
+    """Whether a rank holds but a part of some weight, as FSDP and ZeRO have it, so that a call waits for other ranks."""
+    return any(type(weight) is not nn.Parameter or weight.numel() == 0 for weight in tower.parameters())
 
 
 def can_be_cut(tokens: dict[str, object]) -> bool:
@@ -61,15 +68,19 @@ def plan_buckets(keys: Tensor, attention_mask: Tensor, num_buckets: int) -> Buck
         attention_mask: `(num_texts, length)`, 1 for real tokens.
         num_buckets: At most so many buckets.
     """
-    distinct, own = keys.unique(dim=0, return_inverse=True) if len(keys) else (keys, keys.new_zeros(0))
+    distinct, own = (
+        keys.unique(dim=0, return_inverse=True) if len(keys) else (keys, keys.new_zeros(0, dtype=torch.int64))
+    )
     texts = torch.arange(len(keys), device=keys.device)
     first = texts.new_full((len(distinct),), len(keys)).scatter_reduce(0, own, texts, "amin")
     lengths, order = text_lengths(attention_mask[first]).sort(stable=True)
-    ends = cheapest_ends(lengths.cpu(), num_buckets)
+    call_tokens = CALL_TOKENS.get(keys.device.type, LAUNCHED_CALL_TOKENS)
+    on_cpu = lengths.cpu()
+    ends = cheapest_ends(on_cpu, num_buckets, call_tokens)
     starts = [0, *ends][: len(ends)]
     rows = [first[order[start:end]] for start, end in zip(starts, ends, strict=True)]
     rank = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
-    return Buckets(rows, [int(lengths[end - 1]) for end in ends], rank[own])
+    return Buckets(rows, [int(on_cpu[end - 1]) for end in ends], rank[own])
 
 
 def text_lengths(attention_mask: Tensor) -> Tensor:
@@ -78,28 +89,30 @@ def text_lengths(attention_mask: Tensor) -> Tensor:
     return (mask * torch.arange(mask.shape[1], device=mask.device)).amax(dim=1).clamp(min=1)
 
 
-def cheapest_ends(lengths: Tensor, num_buckets: int) -> list[int]:
+def cheapest_ends(lengths: Tensor, num_buckets: int, call_tokens: int = CALL_TOKENS["cpu"]) -> list[int]:
     """Where to split sorted texts, so that padding each bucket to its own longest, and the calls, cost least.
 
     Args:
         lengths: `(num_texts,)` int64 on the CPU, ascending.
         num_buckets: At most so many buckets.
+        call_tokens: What a bucket costs beside its tokens.
 
     Returns:
         The end of each bucket, ascending; the last is `num_texts`. Empty where there is no text.
     """
+    if len(lengths) == 0:
+        return []
     values, counts = lengths.unique_consecutive(return_counts=True)
     ends = counts.cumsum(0)
     # costs[i, j]: a bucket from the i-th distinct length to the j-th
-    costs = (ends[None, :] - (ends - counts)[:, None]) * values[None, :] + CALL_TOKENS
+    costs = (ends[None, :] - (ends - counts)[:, None]) * values[None, :] + call_tokens
     costs = costs.double().masked_fill(~torch.ones_like(costs, dtype=torch.bool).triu(), torch.inf)
-    totals, choices = costs[:1], []
+    total, choices = costs[0], []
     for _ in range(1, min(num_buckets, len(values))):
-        # One bucket more: the last starts at i, after the best split of all before it.
-        before = torch.cat([totals.new_zeros(1), totals[-1, :-1]])
-        best = (before[:, None] + costs).min(dim=0)
-        totals = torch.cat([totals, best.values[None]])
-        choices.append(best.indices)
+        # One bucket more: the last starts at i, after the best split of all before it; at 0 it is the only one.
+        before = torch.cat([total.new_zeros(1), total[:-1]])
+        total, starts = (before[:, None] + costs).min(dim=0)
+        choices.append(starts)
     found, place = [], len(values)
     while place > 0:
         found.append(int(ends[place - 1]))

@@ -14,7 +14,7 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import cached_file
 from transformers.utils.generic import can_return_tuple
 
-from .buckets_mxmclr import can_be_cut, pool_in_buckets
+from .buckets_mxmclr import can_be_cut, holds_shards, pool_in_buckets
 from .configuration_mxmclr import MXMCLRConfig
 from .contrast_mxmclr import ObjectiveOutput
 from .distributed_mxmclr import gather_inputs, gather_observations, world_size
@@ -353,7 +353,7 @@ class MXMCLRModel(PreTrainedModel):
         tokens = {"input_ids": input_ids, "attention_mask": attention_mask} | keywords
         tokens = {name: value for name, value in tokens.items() if value is not None}
         if self.text_buckets > 1 and can_be_cut(tokens):
-            min_calls = self.text_buckets if world_size() > 1 else 1
+            min_calls = self.text_buckets if holds_shards(self.text_model) else 1
             return pool_in_buckets(self._run_text_tower, tokens, self.text_buckets, min_calls), None
         if len(input_ids) == 0:
             blank = input_ids.new_zeros(2, max(1, input_ids.shape[1]))

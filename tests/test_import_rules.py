@@ -84,6 +84,7 @@ MORE_PACKAGES = {
 OPEN_MODULES = {
     "modeling_mxmclr": (
         "modeling_mxmclr.adapters_mxmclr",
+        "modeling_mxmclr.buckets_mxmclr",
         "modeling_mxmclr.contrast_mxmclr",  # above how many logits there are tiles, for training/exactness.py
         "modeling_mxmclr.folds_mxmclr",
         "modeling_mxmclr.objectives_mxmclr",

@@ -289,7 +289,7 @@ class OptimizationArguments:
     text_buckets: int = flag(
         "Calls of the text tower among which a batch's captions are shared by length, each padded to its own longest; "
         "identical captions are encoded once. 1 pads all to the longest.",
-        default=4,
+        default=6,
     )
     compile_towers: bool = flag(
         "Compile both towers by `torch.compile`; needs a C++ compiler on a CPU, Triton on a GPU.", default=False

@@ -7,9 +7,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
+from modeling_mxmclr.buckets_mxmclr import cheapest_ends
 
 BATCH_TOKENS = 4096
 BATCH_CAPTIONS = 512
+MOST_LENGTHS = 32
 
 
 class FrozenTextFeatures:
@@ -57,19 +59,17 @@ class FrozenTextFeatures:
 
 
 def batch_by_length(processor: MXMCLRProcessor, captions: Sequence[str]) -> Iterator[list[str]]:
-    """All captions, the shortest first, in batches that a model takes at once.
+    """All captions, the shortest first, in batches that a model takes at once and that cost least.
 
     Args:
         processor: Its tokenizer says how long they are.
         captions: Any captions; their order decides among those of equal length.
     """
     tokens = processor.tokenizer(list(captions), truncation=True)["input_ids"] if captions else []
-    lengths = [len(each) for each in tokens]
-    batch: list[str] = []
-    for place in sorted(range(len(captions)), key=lengths.__getitem__):
-        if len(batch) == BATCH_CAPTIONS or (batch and (len(batch) + 1) * lengths[place] > BATCH_TOKENS):
-            yield batch
-            batch = []
-        batch.append(captions[place])
-    if batch:
-        yield batch
+    lengths, order = torch.tensor([len(each) for each in tokens], dtype=torch.int64).sort(stable=True)
+    start = 0
+    for end in cheapest_ends(lengths, MOST_LENGTHS):
+        size = max(1, min(BATCH_CAPTIONS, BATCH_TOKENS // int(lengths[end - 1])))
+        for first in range(start, end, size):
+            yield [captions[place] for place in order[first : min(first + size, end)].tolist()]
+        start = end

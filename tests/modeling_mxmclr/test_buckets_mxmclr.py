@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_mxmclr import buckets_mxmclr
-from modeling_mxmclr.buckets_mxmclr import CALL_TOKENS, can_be_cut, cheapest_ends, plan_buckets, text_lengths
+from modeling_mxmclr.buckets_mxmclr import can_be_cut, cheapest_ends, plan_buckets, text_lengths
 from tests.references.bucket_jobs import ddp_in_buckets, fsdp_in_buckets
 from tests.references.gloo_pool import GlooPool
 from tests.references.rank_jobs import whole_batch
@@ -19,7 +19,7 @@ CUTTABLE = sorted(set(TEXT_TOWERS) - {"siglip_text_model"})
 
 @pytest.fixture(autouse=True)
 def _free_calls(monkeypatch):
-    monkeypatch.setattr(buckets_mxmclr, "CALL_TOKENS", 0)  # so that tiny batches are split at all
+    monkeypatch.setitem(buckets_mxmclr.CALL_TOKENS, "cpu", 0)  # so that tiny batches are split at all
 
 
 def ragged_texts(seed=0, num_texts=12, longest=9):
@@ -43,7 +43,7 @@ def cost_of(lengths, ends):
 @pytest.mark.parametrize("seed", range(4))
 def test_no_other_split_pads_less(num_buckets, seed):
     lengths = torch.randint(1, 9, (9,), generator=torch.Generator().manual_seed(seed)).sort().values
-    ends = cheapest_ends(lengths, num_buckets)
+    ends = cheapest_ends(lengths, num_buckets, call_tokens=0)
     others = [
         cost_of(lengths.tolist(), [*inner, 9]) for k in range(num_buckets) for inner in combinations(range(1, 9), k)
     ]
@@ -52,10 +52,9 @@ def test_no_other_split_pads_less(num_buckets, seed):
     assert cost_of(lengths.tolist(), ends) == min(others)
 
 
-def test_a_call_costs_so_few_texts_share_one(monkeypatch):
-    monkeypatch.setattr(buckets_mxmclr, "CALL_TOKENS", CALL_TOKENS)
-    assert cheapest_ends(torch.tensor([2, 9]), 4) == [2]
-    assert cheapest_ends(torch.tensor([2] * 50 + [9]), 4) == [50, 51]
+def test_a_call_costs_so_few_texts_share_one():
+    assert cheapest_ends(torch.tensor([2, 9]), 4, call_tokens=64) == [2]
+    assert cheapest_ends(torch.tensor([2] * 50 + [9]), 4, call_tokens=64) == [50, 51]
     assert cheapest_ends(torch.zeros(0, dtype=torch.int64), 4) == []
 
 

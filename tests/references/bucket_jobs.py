@@ -22,7 +22,7 @@ def bucketed_model() -> MXMCLRModel:
 
 def ddp_in_buckets(rank: int, shares: dict):
     """The loss and gradients of a rank under DDP."""
-    with mock.patch.object(buckets_mxmclr, "CALL_TOKENS", 0):
+    with mock.patch.dict(buckets_mxmclr.CALL_TOKENS, cpu=0):
         wrapped = DistributedDataParallel(bucketed_model())
         return loss_and_gradients(wrapped, split_batch(tiny_batch(torch.float64), shares, rank))
 
@@ -34,7 +34,7 @@ def fsdp_in_buckets(rank: int, shares: dict):
     model.text_model.register_forward_hook(lambda *_: calls.append(1))
     for block in (*model.text_model.encoder.layer, model.text_model, model):
         fully_shard(block, mesh=mesh)
-    with mock.patch.object(buckets_mxmclr, "CALL_TOKENS", 0):
+    with mock.patch.dict(buckets_mxmclr.CALL_TOKENS, cpu=0):
         output = model(**split_batch(tiny_batch(torch.float64), shares, rank))
     output.loss.backward()
     gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}

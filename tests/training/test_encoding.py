@@ -76,6 +76,11 @@ def test_batches_of_captions_are_bounded(limit, sizes, monkeypatch):
     assert list(batch_by_length(tiny_processor(), [])) == []
 
 
+def test_many_short_captions_are_kept_from_a_long_one():
+    captions = [*["red"] * 60, "a tall green chair with legs"]
+    assert [len(batch) for batch in batch_by_length(tiny_processor(), captions)] == [60, 1]
+
+
 def test_rows_without_captions_have_embeddings_of_images_alone(rows):
     bare = RawRows(rows.rows.with_format(None).map(lambda row: {"captions": []}))
     embeddings = encode_rows(tiny_model(), tiny_processor(), bare)

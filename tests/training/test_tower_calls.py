@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from modeling_mxmclr import buckets_mxmclr
 from tests.references.tiny import tiny_model, tiny_processor
 from training import tower_calls
 from training.tower_calls import compile_towers, ignores_padding, share_texts
@@ -43,7 +44,7 @@ def ragged_step(model, step):
 
 
 def test_ragged_batches_are_compiled_a_few_times_and_give_the_same(monkeypatch):
-    monkeypatch.setattr("modeling_mxmclr.buckets_mxmclr.CALL_TOKENS", 0)
+    monkeypatch.setitem(buckets_mxmclr.CALL_TOKENS, "cpu", 0)
     graphs = []
 
     def counting(graph, _):

@@ -18,8 +18,8 @@ logger = get_logger(__name__)
 AUTO = "auto"
 # What changes nothing that is learned, chosen or scored.
 FREE_SETTINGS = (
-    "output_dir", "log_every", "checkpoint_every", "keep_checkpoints", "num_workers", "prefetch_factor", "num_proc",
-    "push_to_hub", "private", "hub_branch", "hub_tag",
+    "output_dir", "log_every", "checkpoint_every", "keep_checkpoints", "num_processes", "num_workers",
+    "prefetch_factor", "num_proc", "push_to_hub", "private", "hub_branch", "hub_tag",
 )  # fmt: skip
 
 

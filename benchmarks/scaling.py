@@ -1,9 +1,9 @@
 """What a step costs a GPU, by formula, and what this CPU needs for the same: python benchmarks/scaling.py.
 
-[--estimate-only] [--rows 4096] [--dim 512] [--repeats 5]
+[--estimate-only] [--rows 2048] [--dim 512] [--repeats 5]
 
 The formulas are those of docs/scaling.md, which holds the table that this prints. The rates of GPUs are assumptions:
-none was at hand. Measured here are the time of the objective by tiles against its formula, at two sizes, and its memory.
+none was at hand. Measured here are the time of the objective by tiles against its formula, at two sizes, and its memory at larger ones.
 """
 
 import argparse
@@ -167,10 +167,10 @@ def measured_table(rows: int, dim: int, repeats: int) -> str:
 
 
 def peak_lines(rows: int, dim: int) -> str:
-    """Memory of `unicl` by tiles above inputs and gradients at half the rows and at all of them, each in its own process."""
+    """Memory of `unicl` by tiles above inputs and gradients at twice the rows and at four times, each in its own process."""
     script = str(Path(__file__).with_name("objective_memory.py"))
     lines = []
-    for size in (rows // 2, rows):
+    for size in (2 * rows, 4 * rows):
         sizes = ["--num-images", size, "--num-texts", size, "--num-instances", max(1, size // 5), "--dim", dim]
         command = [sys.executable, script, *map(str, sizes), "--forms", "tiles", "--repeats", "0"]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -184,7 +184,7 @@ def main() -> None:
     """Print the estimate, and what was measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--estimate-only", action="store_true", help="Measure nothing.")
-    parser.add_argument("--rows", type=int, default=4096, help="Images, and texts, of the larger measurement.")
+    parser.add_argument("--rows", type=int, default=2048, help="Images, and texts, of the larger time.")
     parser.add_argument("--dim", type=int, default=DIM)
     parser.add_argument("--repeats", type=int, default=5)
     chosen = parser.parse_args()

@@ -102,6 +102,7 @@ def test_broken_recipes_name_the_culprit(tmp_path, text, message):
         ([*MINIMAL, "--freeze_text_tower=some"], "`freeze_text_tower` must be"),
         ([*MINIMAL, "--mixed_precision=half"], "`mixed_precision` must be one of"),
         ([*MINIMAL, "--eval_every=0"], "`eval_every` must be at least 1"),
+        ([*MINIMAL, "--micro_batch_tokens=0"], "`micro_batch_tokens` must be at least 1, got 0"),
         ([*MINIMAL, "--objective_settings=3"], "`objective_settings` must be a mapping"),
         ([*MINIMAL, "--objective_settings={"], "`objective_settings` must be a JSON object"),
         ([*MINIMAL, "--view_per_instance=2"], "did you mean `views_per_instance`"),

@@ -130,6 +130,7 @@ def test_broken_recipes_name_the_culprit(tmp_path, text, message):
         ([*MINIMAL, "--checkpoint_every=-1"], "`checkpoint_every` must not be negative, got -1"),
         ([*MINIMAL, "--keep_checkpoints=0"], "`keep_checkpoints` must be at least 1"),
         ([*MINIMAL, "--num_processes=0"], "`num_processes` must be at least 1, got 0"),
+        ([*MINIMAL, "--micro_batch_tokens=0"], "`micro_batch_tokens` must be at least 1, got 0"),
         ([*MINIMAL, "--objective_settings=3"], "`objective_settings` must be a mapping"),
         ([*MINIMAL, "--objective_settings={"], "`objective_settings` must be a JSON object"),
         ([*MINIMAL, "--view_per_instance=2"], "did you mean `views_per_instance`"),

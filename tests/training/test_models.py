@@ -53,6 +53,16 @@ def test_learned_vocabulary_does_not_depend_on_the_order_of_captions():
     assert vocabularies[0]["[PAD]"] == 0
 
 
+def test_frozen_batch_norms_stay_as_they_are_while_the_rest_learns():
+    model, _ = build_model(fresh(freeze_batch_norms=True), CAPTIONS)
+    set_training_mode(model)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms
+    assert not any(norm.training or norm.weight.requires_grad for norm in norms)
+    assert model.vision_model.training
+    assert any(weight.requires_grad for weight in model.vision_model.parameters())
+
+
 def test_a_pretrained_tower_stands_beside_a_fresh_one(tmp_path):
     tower = tiny_model().text_model
     tower.save_pretrained(tmp_path)

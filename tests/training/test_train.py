@@ -156,6 +156,27 @@ def test_several_data_sets_train_on_two_ranks_and_the_first_is_scored(recipe, fl
     assert "Training also drew from" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow
+def test_micro_batches_train_as_the_whole_batch_does(recipe):
+    losses = {}
+    for name, words in (("whole", []), ("micro", ["--micro_batch_images=3", "--micro_batch_texts=4"])):
+        for processes in (1, 2):
+            tower = '{"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}'
+            words = [*words, f"--vision_config={tower}", "--image_size=16", f"--output_dir=runs/{name}{processes}"]
+            text = '{"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, '
+            text += '"intermediate_size": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}'
+            run = launch("train.py", recipe, f"--text_config={text}", *words, processes=processes, cwd=recipe.parent)
+            assert run.returncode == 0, run.stderr
+            lines = (recipe.parent / "runs" / f"{name}{processes}" / "history.jsonl").read_text().splitlines()
+            losses[name, processes] = [
+                entry["train/loss"] for entry in map(json.loads, lines) if "train/loss" in entry
+            ]
+    first, *others = losses.values()
+    assert len(first) == 4
+    for each in others:
+        assert each == pytest.approx(first, rel=1e-4)
+
+
 def test_a_recipe_with_an_unknown_key_stops_at_once(recipe):
     (recipe.parent / "broken.yaml").write_text("learning_rat: 1\n")
     run = launch("train.py", recipe.parent / "broken.yaml", cwd=recipe.parent)

@@ -21,9 +21,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     BertConfig,
-    PrinterCallback,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     VisionTextDualEncoderConfig,
     VisionTextDualEncoderModel,
@@ -31,7 +29,8 @@ from transformers import (
     set_seed,
 )
 
-from benchmarks.side_by_side import CLOCKS, Spread, machine, parse, ratio, spread, verdict
+from benchmarks.side_by_side import Spread, machine, parse, ratio, spread, take_turns, verdict
+from benchmarks.trainers import SILENT, Encodes, seconds_a_step
 from modeling_mxmclr import MXMCLRConfig, MXMCLRModel
 
 BARS = {"folds": 0.5, "pairs": 1.03}
@@ -54,17 +53,6 @@ class Way(NamedTuple):
     rows: list[Any]
     rows_a_step: int
     collate: Callable[[list[Any]], Batch]
-
-
-class Clock(TrainerCallback):
-    """When each step of a `Trainer` ended, by a clock of `CLOCKS`."""
-
-    def __init__(self, clock: str) -> None:
-        self.now, self.ends = CLOCKS[clock], list[float]()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Look at the clock."""
-        self.ends.append(self.now())
 
 
 def draw_instances(chosen: argparse.Namespace, captions: int) -> list[Instance]:
@@ -144,42 +132,33 @@ def both_ways(chosen: argparse.Namespace, captions: int) -> dict[str, Way]:
     }
 
 
-def seconds_a_step(way: Way, chosen: argparse.Namespace, folder: str) -> float:
-    """What a step takes under a `Trainer`, with the fetching of its batch; the first, which sets up, doesn't count."""
-    clock = Clock(chosen.clock)
+def trainer_of(way: Way, chosen: argparse.Namespace, folder: str) -> Trainer:
+    """A new `Trainer` of one way, for a step more than is measured."""
     arguments = TrainingArguments(
-        folder, per_device_train_batch_size=way.rows_a_step, max_steps=chosen.steps + 1, seed=chosen.seed, use_cpu=True,
-        remove_unused_columns=False, dataloader_pin_memory=False, dataloader_drop_last=True, save_strategy="no",
-        logging_strategy="no", report_to=[], disable_tqdm=True,
+        folder, per_device_train_batch_size=way.rows_a_step, max_steps=chosen.steps + 1, seed=chosen.seed,
+        remove_unused_columns=False, **SILENT,
     )  # fmt: skip
-    trainer = Trainer(
-        way.model, arguments, data_collator=way.collate, train_dataset=way.rows, callbacks=[clock]  # type: ignore[arg-type]
-    )  # fmt: skip
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    return (clock.ends[-1] - clock.ends[0]) / chosen.steps
+    return Trainer(way.model, arguments, data_collator=way.collate, train_dataset=way.rows)  # type: ignore[arg-type]
 
 
-def measure(chosen: argparse.Namespace, captions: int) -> dict[str, list[float]]:
-    """Milliseconds a relation of each way in each round; they take turns, so that a busy machine slows both."""
+def compare(chosen: argparse.Namespace, captions: int) -> Spread:
+    """Measure one comparison, print it, and give ours as a multiple of the peer's time."""
     ways = both_ways(chosen, captions)
     relations = chosen.relations // captions * captions
-    milliseconds: dict[str, list[float]] = {name: [] for name in ways}
+    encodes = {name: Encodes(way.model) for name, way in ways.items()}
     with TemporaryDirectory() as folder:
-        for number in range(-1, chosen.rounds):  # the first sets up
-            for name in list(ways)[:: -1 if number % 2 else 1]:
-                seconds = seconds_a_step(ways[name], chosen, folder)
-                if number >= 0:
-                    milliseconds[name].append(1000 * seconds / relations)
-    return milliseconds
-
-
-def report(captions: int, milliseconds: dict[str, list[float]]) -> Spread:
-    """Print one comparison, and give its ratio."""
-    print(f"\n1 image x {captions} caption{'s' if captions > 1 else ''}")
-    for name, images in (("ours", 1 / captions), ("peer", 1)):
-        print(f"  {name}  {spread(milliseconds[name])} ms a relation, {images:g} images and 1 text encoded")
-    taken = ratio(milliseconds["ours"], milliseconds["peer"])
+        seconds = take_turns(
+            {
+                name: lambda way=way: seconds_a_step(trainer_of(way, chosen, folder), chosen.clock)  # type: ignore[misc]
+                for name, way in ways.items()
+            },
+            chosen.rounds,
+        )
+    print(f"\n1 image x {captions} caption{'s' if captions > 1 else ''}, by relation")
+    for name, values in seconds.items():
+        learned = (chosen.rounds + 1) * (chosen.steps + 1) * relations
+        print(f"  {name}  {spread([1000 * value / relations for value in values])} ms, {encodes[name].per(learned)}")
+    taken = ratio(seconds["ours"], seconds["peer"])
     print(f"  ours takes {taken} of the peer's time")
     return taken
 
@@ -196,8 +175,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4, help="Of both towers (default: %(default)s).")
     parser.add_argument("--objective", default="mfh", help="Ours; the peer's is CLIP's (default: %(default)s).")
     chosen = parse(parser, rounds=5)
-    of_folds = report(chosen.captions, measure(chosen, chosen.captions))
-    of_pairs = report(1, measure(chosen, 1))
+    of_folds, of_pairs = compare(chosen, chosen.captions), compare(chosen, 1)
     print(f"\n{machine('transformers', 'accelerate')}")
     print(verdict("folds, median ratio per relation", of_folds.median, BARS["folds"]))
     print(verdict("pairs, median ratio per pair", of_pairs.median, BARS["pairs"]))

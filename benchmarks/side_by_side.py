@@ -57,7 +57,9 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
 def parse(parser: argparse.ArgumentParser, rounds: int) -> argparse.Namespace:
     """The flags of a benchmark with those that all of them have, and torch's threads set by them."""
     parser.add_argument("--rounds", type=int, default=rounds, help="Rounds that count (default: %(default)s).")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="Of torch (default: %(default)s).")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="Of torch (default: %(default)s)."
+    )
     parser.add_argument("--seed", type=int, default=0, help="Of all that is random (default: %(default)s).")
     parser.add_argument(
         "--clock",
@@ -70,26 +72,23 @@ def parse(parser: argparse.ArgumentParser, rounds: int) -> argparse.Namespace:
     return chosen
 
 
-def take_turns(
-    tasks: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1, clock: str = "wall"
-) -> dict[str, list[float]]:
-    """Seconds of each task in each round; they take turns, so that a busy machine slows all of them.
+def take_turns(measures: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """What each gives in each round; they take turns, so that a busy machine slows all of them.
 
     Every other round goes backwards, so that none always follows the same one.
 
     Args:
-        tasks: What is measured.
+        measures: What is called, such as a `seconds_of`.
         rounds: How often.
         warm_up: Rounds before these, which don't count.
-        clock: A key of `CLOCKS`.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
+    found: dict[str, list[float]] = {name: [] for name in measures}
     for number in range(-warm_up, rounds):
-        for name in list(tasks)[:: -1 if number % 2 else 1]:
-            taken = seconds_of(tasks[name], clock)
+        for name in list(measures)[:: -1 if number % 2 else 1]:
+            value = measures[name]()
             if number >= 0:
-                seconds[name].append(taken)
-    return seconds
+                found[name].append(value)
+    return found
 
 
 def seconds_of(task: Callable[[], object], clock: str = "wall") -> float:

@@ -166,7 +166,9 @@ def main() -> None:
     seconds = measure(chosen)
     observations = chosen.instances * (chosen.views + chosen.captions)
     print(machine("transformers", "accelerate"))
-    print(f"{chosen.instances} instances x ({chosen.views} images + {chosen.captions} texts), {chosen.rounds} rounds\n")
+    print(
+        f"{chosen.instances} instances x ({chosen.views} images + {chosen.captions} texts), {chosen.rounds} rounds\n"
+    )
     for name, values in seconds.items():
         print(f"{name:<14}{spread([observations / value for value in values])} observations a second")
     rates = ratio(seconds["hand-written"], seconds["ours"])

@@ -153,7 +153,7 @@ def main() -> None:
     encodes = {way: Encodes(model) for way, (model, _) in built.items()}
     with TemporaryDirectory() as folder:
         measures = {
-            way: lambda way=way: seconds_a_step(trainer_of(way, *built[way], rows, chosen, folder), chosen.clock)  # type: ignore[misc]
+            way: lambda way=way: seconds_a_step(trainer_of(way, *built[way], rows, chosen, folder), chosen.clock)
             for way in WAYS
         }
         seconds = take_turns(measures, chosen.rounds)

@@ -138,7 +138,7 @@ def trainer_of(way: Way, chosen: argparse.Namespace, folder: str) -> Trainer:
         folder, per_device_train_batch_size=way.rows_a_step, max_steps=chosen.steps + 1, seed=chosen.seed,
         remove_unused_columns=False, **SILENT,
     )  # fmt: skip
-    return Trainer(way.model, arguments, data_collator=way.collate, train_dataset=way.rows)  # type: ignore[arg-type]
+    return Trainer(way.model, arguments, data_collator=way.collate, train_dataset=way.rows)
 
 
 def compare(chosen: argparse.Namespace, captions: int) -> Spread:
@@ -149,7 +149,7 @@ def compare(chosen: argparse.Namespace, captions: int) -> Spread:
     with TemporaryDirectory() as folder:
         seconds = take_turns(
             {
-                name: lambda way=way: seconds_a_step(trainer_of(way, chosen, folder), chosen.clock)  # type: ignore[misc]
+                name: lambda way=way: seconds_a_step(trainer_of(way, chosen, folder), chosen.clock)
                 for name, way in ways.items()
             },
             chosen.rounds,

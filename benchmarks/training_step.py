@@ -147,10 +147,10 @@ def measure(chosen: argparse.Namespace) -> dict[str, list[float]]:
     other = step_of(HandWritten(model, chosen.views, chosen.captions), batch, arguments)
     turns = Turns(batch, other, chosen.rounds, chosen.clock)
     session = Session(
-        arguments=arguments, accelerator=Accelerator(cpu=True), splits={}, model=model, processor=None,  # type: ignore[arg-type]
+        arguments=arguments, accelerator=Accelerator(cpu=True), splits={}, model=model, processor=None,
         adapter=None, frozen_text=None, folder=None, pusher=None,
     )  # fmt: skip
-    train(session, turns)  # type: ignore[arg-type]
+    train(session, turns)
     return turns.seconds
 
 

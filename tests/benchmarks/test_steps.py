@@ -95,7 +95,8 @@ def test_sentence_transformers_is_measured_in_encodes_time_and_memory(printed):
 
 @pytest.mark.slow
 def test_the_objective_is_measured_in_memory_and_time_at_both_sizes(printed):
-    sizes = ("--num-images", "40", "--num-texts", "24", "--dim", "8", "--num-instances", "8", "--rounds", "1")
+    # Large enough that the peaks are more than a page of memory.
+    sizes = ("--num-images", "2000", "--num-texts", "1000", "--dim", "8", "--num-instances", "200", "--rounds", "1")
     lines = printed("objective_memory", *sizes)
     assert all(f"{form}: " in lines for form in ("tiles", "matrix", "plain"))
     assert all(bar in lines for bar in ("bar ≤ 0.75", "bar ≤ 0.0625", "bar ≤ 400", "MB of tiles at 4 x the rows"))

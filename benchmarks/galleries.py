@@ -8,12 +8,10 @@ torch 2.13, faiss-cpu 1.15.1, seed 0; medians of five interleaved rounds, as a m
 """
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +21,7 @@ import faiss
 import torch
 from torch import Tensor
 
+from benchmarks.side_by_side import machine, parse, peak_elsewhere, resident_megabytes, seconds_of, take_turns
 from training.multifold_retrieval.ranking import rank_positives
 from training.multifold_retrieval.search import top_k
 
@@ -72,36 +71,18 @@ def search_with(task: str, data: Data) -> Callable[[], object]:
     }[task]
 
 
-def kilobytes(field: str) -> int:
-    """A figure of this process, as Linux counts it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def print_peak(chosen: argparse.Namespace) -> None:
     """Megabytes that this process held at most, the embeddings included, beyond those of its imports."""
-    before = kilobytes("VmRSS")
+    before = resident_megabytes()
     search_with(chosen.peak_of, make_data(chosen))()
-    print((kilobytes("VmHWM") - before) / 1024)
-
-
-def measure_peak(task: str) -> float:
-    """`print_peak` of a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", task]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(resident_megabytes("VmHWM") - before)
 
 
 def measure_seconds(chosen: argparse.Namespace) -> dict[str, list[float]]:
-    """Seconds of each task in each round; the tasks take turns, so that a busy machine slows all of them."""
+    """Seconds of each task in each round."""
     data = make_data(chosen)
-    searches = {task: search_with(task, data) for task in TASKS}
-    seconds: dict[str, list[float]] = {task: [] for task in TASKS}
-    for _ in range(chosen.rounds):
-        for task, search in searches.items():
-            start = time.perf_counter()
-            search()
-            seconds[task].append(time.perf_counter() - start)
-    return seconds
+    measures = {task: partial(seconds_of, search_with(task, data), chosen.clock) for task in TASKS}
+    return take_turns(measures, chosen.rounds, warm_up=0)
 
 
 def main() -> None:
@@ -113,23 +94,17 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--num-clusters", type=int, default=1000)
     parser.add_argument("--num-positives", type=int, default=1, help="Relevant items of each query.")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peak-of", choices=TASKS, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
+    chosen = parse(parser, rounds=5)
     faiss.omp_set_num_threads(chosen.threads)
     if chosen.peak_of:
         print_peak(chosen)
         return
     allowed = 1.5 * (chosen.num_gallery + chosen.num_queries) * chosen.dim * 4 / 2**20 + 300
-    peaks = {task: measure_peak(task) for task in TASKS}
+    peaks = {task: peak_elsewhere(__file__, *sys.argv[1:], "--peak-of", task) for task in TASKS}
     seconds = measure_seconds(chosen)
     reference = statistics.median(seconds["faiss.knn"])
-    print(
-        f"{chosen.data}, {chosen.num_gallery} x {chosen.dim}, {chosen.num_queries} queries, load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"{machine('faiss-cpu')}\n{chosen.data}, {chosen.num_gallery} x {chosen.dim}, {chosen.num_queries} queries")
     print("task             seconds (median, lowest to highest)   x faiss (limit)   peak MB (limit)")
     for task in TASKS:
         runs, median = seconds[task], statistics.median(seconds[task])

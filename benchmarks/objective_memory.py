@@ -1,7 +1,8 @@
 """Peak memory and time of an objective by tiles, against its matrix and a plain form: python benchmarks/objective_memory.py.
 
-[--objective unicl] [--num-images 12288] [--num-texts 5120] [--dim 512] [--num-instances 1024] [--repeats 5]
-[--forms tiles matrix plain] [--threads 1]
+One forward and backward of each form, in turns; then the tiles' peak at `--times 4` as many rows on both sides. The
+plain form is the fastest that we know in PyTorch: row logsumexp less the mean positive, in both directions. Peaks are of
+a process each, above inputs and gradients. `--forms tiles plain` leaves our own matrix out, `--rounds 0` all times.
 
 unicl, 12,288 x 5,120 x 512 of 1,024 instances, float32, one thread of a Xeon at 2.1 GHz that other work shared, torch
 2.13, five interleaved rounds, CPU seconds: tiles 3.27 s and 35 MB above inputs and gradients; our matrix 9.83 s and
@@ -9,12 +10,9 @@ unicl, 12,288 x 5,120 x 512 of 1,024 instances, float32, one thread of a Xeon at
 """
 
 import argparse
-import json
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -22,14 +20,28 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 from torch import Tensor
 
+from benchmarks.side_by_side import (
+    machine,
+    parse,
+    peak_elsewhere,
+    peak_megabytes,
+    ratio,
+    seconds_of,
+    spread,
+    take_turns,
+    verdict,
+)
 from modeling_mxmclr import contrast_mxmclr
 from modeling_mxmclr.folds_mxmclr import Observations, mean_by_index, unit_norm
 from modeling_mxmclr.objectives_mxmclr import compute_objective
 
+FORMS = ("tiles", "matrix", "plain")
+BARS = {"time": 0.75, "memory": 1 / 16, "large": 400.0}
+
 
 def draw(chosen: argparse.Namespace) -> Observations:
     """Float32 unit vectors that lean to their instance's own, with room for their gradients."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(chosen.seed)
     centres = torch.randn(chosen.num_instances, chosen.dim, generator=generator)
     sides, ids = [], []
     for size in (chosen.num_images, chosen.num_texts):
@@ -65,70 +77,73 @@ def step_of(form: str, objective: str, observed: Observations) -> Callable[[], f
     return step
 
 
-def peak_megabytes(chosen: argparse.Namespace) -> float:
-    """Peak memory of one step above what inputs and gradients take, found in this process."""
+def peak(chosen: argparse.Namespace) -> float:
+    """Peak memory of one step of the first form above what inputs and gradients take, found in this process."""
+    small = {"num_instances": 2, "num_images": 8, "num_texts": 8, "dim": 8}
+    step_of(chosen.forms[0], chosen.objective, draw(argparse.Namespace(**{**vars(chosen), **small})))()
+    return peak_megabytes(step_of(chosen.forms[0], chosen.objective, draw(chosen)))
+
+
+def peak_of(form: str, chosen: argparse.Namespace, times: int = 1) -> float:
+    """`peak` of a form in a process of its own, with so many times the rows."""
+    rows = {"images": chosen.num_images, "texts": chosen.num_texts, "instances": chosen.num_instances}
+    sizes = [word for name, size in rows.items() for word in (f"--num-{name}", str(times * size))]
+    return peak_elsewhere(__file__, *sys.argv[1:], *sizes, "--forms", form, "--peak")
+
+
+def measure_seconds(chosen: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of a step of each form in each round."""
     observed = draw(chosen)
-    step_of(
-        chosen.forms[0], chosen.objective, draw(argparse.Namespace(num_instances=2, num_images=8, num_texts=8, dim=8))
-    )()
-    before = resident_megabytes()
-    Path("/proc/self/clear_refs").write_text("5")
-    step_of(chosen.forms[0], chosen.objective, observed)()
-    return resident_megabytes("VmHWM") - before
+    steps = {form: step_of(form, chosen.objective, observed) for form in chosen.forms}
+    return take_turns({form: partial(seconds_of, step, chosen.clock) for form, step in steps.items()}, chosen.rounds)
 
 
-def resident_megabytes(field: str = "VmRSS") -> float:
-    """Resident memory of this process, now or at its highest since the mark was reset."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
-
-
-def peak_elsewhere(form: str, arguments: list[str]) -> float:
-    """`peak_megabytes` of a form in a process of its own."""
-    command = [sys.executable, __file__, *arguments, "--forms", form, "--peak"]
-    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-
-
-def seconds_of(step: Callable[[], float]) -> float:
-    """Seconds of one step."""
-    start = time.process_time()
-    step()
-    return time.process_time() - start
+def compare(peaks: dict[str, float], seconds: dict[str, list[float]]) -> None:
+    """Print the tiles' share of each other form's memory and time, and what the bars say of the plain form's."""
+    for form in [name for name in peaks if name != "tiles"]:
+        memory = peaks["tiles"] / peaks[form]
+        print(f"tiles take {memory:.3g} of the memory of {form}")
+        if form == "plain":
+            print(verdict("memory of tiles / plain", memory, BARS["memory"]))
+        if seconds:
+            taken = ratio(seconds["tiles"], seconds[form])
+            print(f"tiles take {taken} of the time of {form}")
+            if form == "plain":
+                print(verdict("time of tiles / plain", taken.median, BARS["time"]))
 
 
 def main() -> None:
-    """Measure each form's peak in a process of its own, then the times of all in turn."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--objective", default="unicl")
-    parser.add_argument("--num-images", type=int, default=12288)
-    parser.add_argument("--num-texts", type=int, default=5120)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--num-instances", type=int, default=1024)
-    parser.add_argument("--repeats", type=int, default=5, help="Timed steps of each form; 0 measures memory alone.")
+    """Measure peaks in processes of their own, then the times of all forms in turn, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--objective", default="unicl", help="Of tiles and matrix (default: %(default)s).")
+    parser.add_argument("--num-images", type=int, default=12288, help="(default: %(default)s)")
+    parser.add_argument("--num-texts", type=int, default=5120, help="(default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=512, help="(default: %(default)s)")
+    parser.add_argument("--num-instances", type=int, default=1024, help="(default: %(default)s)")
     parser.add_argument(
-        "--forms", nargs="+", choices=["tiles", "matrix", "plain"], default=["tiles", "matrix", "plain"]
+        "--times", type=int, default=4, help="Rows of the large batch; 0 for none (default: %(default)s)."
     )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--peak", action="store_true", help="Print the peak of the first form in this process.")
-    chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=FORMS, help="(default: all)")
+    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)
+    chosen = parse(parser, rounds=5)
     if chosen.peak:
-        print(json.dumps(peak_megabytes(chosen)))
+        print(peak(chosen))
         return
-    for form in chosen.forms:
-        print(f"{form}: {peak_elsewhere(form, sys.argv[1:]):.0f} MB above inputs and gradients")
-    observed = draw(chosen)
-    steps = {form: step_of(form, chosen.objective, observed) for form in chosen.forms}
-    times: dict[str, list[float]] = {form: [] for form in chosen.forms}
-    for _ in range(chosen.repeats):
-        for form, step in steps.items():
-            times[form].append(seconds_of(step))
-    for form, seconds in times.items():
-        ratios = [one / other for one, other in zip(times["tiles"], seconds, strict=True)]
-        if ratios:
+    print(f"{machine()}\n{chosen.objective}, {chosen.num_images} x {chosen.num_texts} x {chosen.dim}")
+    peaks = {form: peak_of(form, chosen) for form in chosen.forms}
+    seconds = measure_seconds(chosen) if chosen.rounds else {}
+    for form, megabytes in peaks.items():
+        print(
+            f"{form}: {megabytes:.0f} MB above inputs and gradients"
+            + (f", {spread(seconds[form])} s" if seconds else "")
+        )
+    if "tiles" in peaks:
+        compare(peaks, seconds)
+        if chosen.times:
+            large = peak_of("tiles", chosen, chosen.times)
+            print(verdict(f"MB of tiles at {chosen.times} x the rows", large, BARS["large"]))
             print(
-                f"{form}: {statistics.median(seconds):.2f} s a step ({min(seconds):.2f} to {max(seconds):.2f}); "
-                f"tiles take {statistics.median(ratios):.2f} of it ({min(ratios):.2f} to {max(ratios):.2f})"
+                verdict("the same, against 4.5 x the memory of the row above + 64", large, 4.5 * peaks["tiles"] + 64)
             )
 
 

@@ -4,46 +4,40 @@
 """
 
 import argparse
-import statistics
 import sys
-import time
-from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from benchmarks.side_by_side import machine, parse, ratio, seconds_of, spread, take_turns
 from modeling_mxmclr.objectives_mxmclr import OBJECTIVES, compute_objective
 
 SETTINGS = {"pmrl": {"intra_temperature": 0.5}}
 
 
 def main() -> None:
-    """Print the median time of each objective, and its ratio to that of `clip` in the same round."""
+    """Print the median time of each objective, and its ratio to that of `clip` in the same round, with 95 % intervals."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="Rounds over all objectives (default: %(default)s).")
     parser.add_argument("--instances", type=int, default=64, help="Instances (default: %(default)s).")
     parser.add_argument("--views", type=int, default=12, help="Images of each (default: %(default)s).")
     parser.add_argument("--captions", type=int, default=5, help="Texts of each (default: %(default)s).")
     parser.add_argument("--dim", type=int, default=256, help="Dimensions (default: %(default)s).")
-    chosen = parser.parse_args()
+    chosen = parse(parser, rounds=7)
     sides = [
-        draw(chosen.instances, size, chosen.dim, seed) for seed, size in enumerate((chosen.views, chosen.captions))
+        draw(chosen.instances, size, chosen.dim, chosen.seed + side)
+        for side, size in enumerate((chosen.views, chosen.captions))
     ]
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for _ in tqdm(range(chosen.rounds + 1), desc="rounds"):
-        for name in OBJECTIVES:
-            seconds[name].append(timed(name, sides))
-    print(
-        f"{chosen.instances} x ({chosen.views} + {chosen.captions}) x {chosen.dim}, {torch.get_num_threads()} threads\n"
-    )
-    print(f"{'objective':<12}{'ms':>9}{'x clip':>9}")
+    measures = {name: partial(seconds_of, partial(step, name, sides), chosen.clock) for name in OBJECTIVES}
+    seconds = take_turns(measures, chosen.rounds)
+    print(f"{machine()}\n{chosen.instances} x ({chosen.views} + {chosen.captions}) x {chosen.dim}\n")
+    print(f"{'objective':<12}{'ms':>24}{'x clip':>24}")
     for name, times in seconds.items():
-        ratios = [own / clip for own, clip in zip(times[1:], seconds["clip"][1:], strict=True)]  # the first warms up
-        print(f"{name:<12}{1000 * statistics.median(times[1:]):>9.1f}{statistics.median(ratios):>9.1f}")
+        milliseconds = spread([1000 * each for each in times])
+        print(f"{name:<12}{milliseconds!s:>24}{ratio(times, seconds['clip'])!s:>24}")
 
 
 def draw(num_instances: int, fold_size: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -54,14 +48,12 @@ def draw(num_instances: int, fold_size: int, dim: int, seed: int) -> tuple[Tenso
     return torch.nn.functional.normalize(rows, dim=1).requires_grad_(), ids
 
 
-def timed(name: str, sides: list[tuple[Tensor, Tensor]]) -> float:
-    """Seconds of one forward and backward."""
+def step(name: str, sides: list[tuple[Tensor, Tensor]]) -> None:
+    """One forward and backward."""
     (images, image_ids), (texts, text_ids) = sides
     scale = torch.tensor([14.3], requires_grad=True)
-    started = time.perf_counter()
     loss = compute_objective(name, images, texts, image_ids, text_ids, scale=scale, **SETTINGS.get(name, {})).loss
     torch.autograd.grad(loss, (images, texts, scale), allow_unused=True)
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

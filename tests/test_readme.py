@@ -20,7 +20,8 @@ from tests.references.corpus import write_corpus
 from tests.references.tiny import picture
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/equations.md", "docs/scaling.md")
+DOCUMENTED = ("architecture", "equations", "performance", "scaling")
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in DOCUMENTED))
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
 # A path in backticks or a command, such as `training/train.py`, `docs/` or `.ci/run`; placeholders have `<name>`.
 NAMED_PATH = re.compile(

@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .contrast_mxmclr import ObjectiveOutput, Positive, Weight, no_pair, prepare
+from .contrast_mxmclr import ObjectiveOutput, Positive, Weight, no_pair, prepare, undivided
 from .folds_mxmclr import Observations
 
 SMALLEST_GAP = 1e-9  # between the two largest eigenvalues, relative to the largest; below it the vector is any of many
 
 
+@undivided
 def pmrl(
     observed: Observations,
     scale: Tensor,

@@ -11,6 +11,7 @@ from .contrast_mxmclr import (
     hard_losses,
     no_pair,
     prepare,
+    undivided,
     within,
 )
 from .folds_mxmclr import Instances, Observations, positive_mask
@@ -18,6 +19,7 @@ from .folds_mxmclr import Instances, Observations, positive_mask
 Parts = dict[str, tuple[Tensor, Tensor]]  # the loss of each part, and the least that it can be
 
 
+@undivided
 def tcl(
     observed: Observations,
     scale: Tensor,
@@ -102,7 +104,7 @@ def without_momentum(observed: Observations, scale: Tensor, instances: Instances
         within(observed.image_embeds, instances.image_index, scale),
         within(observed.text_embeds, instances.text_index, scale),
     ]
-    ways = [*across, *(way.only(way.num_positives > 0) for way in inside)]
+    ways = [*across, *(way.only(way.queries.num_positives > 0) for way in inside)]
     parts = [
         (hard_losses(way).mean(), hard_floors(way).mean())
         if len(way.query_instance)

@@ -11,6 +11,7 @@ from torch import Tensor
 from .contrast_mxmclr import (
     Direction,
     Positive,
+    in_pairs,
     matrix_directions,
     mean_of_queries,
     one_to_one,
@@ -157,7 +158,7 @@ def pooled(
             (observed.text_embeds, instances.text_index),
         )
     ]
-    return torch.stack(one_to_one(sides[0], sides[1], scale)).mean()
+    return torch.stack(one_to_one(in_pairs(*sides), scale)).mean()
 
 
 def mixup(

@@ -24,6 +24,7 @@ COPIED = {
     "objectives_mxmclr.py",
     "pmrl_mxmclr.py",
     "processing_mxmclr.py",
+    "queries_mxmclr.py",
     "relation_mxmclr.py",
     "scale_mxmclr.py",
     "siglip_mxmclr.py",

@@ -119,6 +119,10 @@ class BlockwiseDirection(NamedTuple):
         """The queries where the bool mask `kept`, `(num_queries,)`, is true; every key stays."""
         return self._replace(kept=self.kept[kept[self.queries.answered]], queries=self.queries.only(kept))
 
+    def with_positives(self) -> "BlockwiseDirection":
+        """The queries that have a positive."""
+        return self.only(self.queries.num_positives > 0)
+
     def log_sums(self) -> Tensor:
         """Logsumexp over every key, `(num_answered,)`."""
         return self.tiles.reduced()[self.place][self.kept]

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,10 @@ class Direction(NamedTuple):
         own = kept[self.queries.answered]
         return self._replace(logits=self.logits[own], positives=self.positives[own], queries=self.queries.only(kept))
 
+    def with_positives(self) -> "Direction":
+        """The queries that have a positive."""
+        return self.only(self.queries.num_positives > 0)
+
     def log_sums(self) -> Tensor:
         """Logsumexp over every key, `(num_answered,)`."""
         return self.logits.logsumexp(dim=1)
@@ -103,7 +107,6 @@ class Direction(NamedTuple):
 
 
 AnyDirection = Direction | BlockwiseDirection
-OneDirection = TypeVar("OneDirection", Direction, BlockwiseDirection)
 
 
 def at_least_float32(observed: Observations) -> Observations:
@@ -156,25 +159,27 @@ def both_directions(
         score: `observations` scores each view with each caption; a key of `SET_SCORES` scores each instance's views
             as one with each caption, so that instances stand in the place of images.
     """
+    image_to_text, text_to_image = every_query(observed, instances, scale, score)
+    return image_to_text.with_positives(), text_to_image.with_positives()
+
+
+def every_query(
+    observed: Observations, instances: Instances, scale: Tensor, score: Score
+) -> tuple[AnyDirection, AnyDirection]:
+    """Image-to-text and text-to-image, see `both_directions`, of queries without a positive too."""
     images, texts = observed.image_embeds, observed.text_embeds
-    if observed.image_queries is not None and observed.text_queries is not None:
-        if score != "observations":
-            return with_positives(*set_directions(observed, instances, scale, score))
-        of_images, of_texts = find_queries(observed, instances)
-        return with_positives(
+    if score != "observations":
+        return set_directions(observed, instances, scale, score)
+    of_images, of_texts = find_queries(observed, instances)
+    if not (of_images.answers_all and of_texts.answers_all):
+        return (
             one_direction(images, texts, of_images, instances.text_index, scale),
             one_direction(texts, images, of_texts, instances.image_index, scale),
         )
-    if score == "observations" and not fits_in_matrix(images, texts):
-        tiles = LogitTiles(images, texts, instances.image_index, instances.text_index, scale)
-        of_images, of_texts = find_queries(observed, instances)
-        return with_positives(tiles.direction(0, of_images), tiles.direction(1, of_texts))
-    return with_positives(*matrix_directions(observed, instances, scale, score))
-
-
-def with_positives(one: OneDirection, other: OneDirection) -> tuple[OneDirection, OneDirection]:
-    """Two directions, of the queries that have a positive."""
-    return one.only(one.queries.num_positives > 0), other.only(other.queries.num_positives > 0)
+    if fits_in_matrix(images, texts):
+        return matrix_directions(observed, instances, scale)
+    tiles = LogitTiles(images, texts, instances.image_index, instances.text_index, scale)
+    return tiles.direction(0, of_images), tiles.direction(1, of_texts)
 
 
 def find_queries(observed: Observations, instances: Instances) -> tuple[Queries, Queries]:
@@ -211,12 +216,8 @@ def one_direction(
     return Direction(logits, positives, queries, key_instance)
 
 
-def matrix_directions(
-    observed: Observations, instances: Instances, scale: Tensor, score: Score = "observations"
-) -> tuple[Direction, Direction]:
-    """Image-to-text and text-to-image from one matrix of logits, see `both_directions`, of every query."""
-    if score != "observations":
-        return set_directions(observed, instances, scale, score)
+def matrix_directions(observed: Observations, instances: Instances, scale: Tensor) -> tuple[Direction, Direction]:
+    """Image-to-text and text-to-image from one matrix of logits, of every query."""
     logits, of_queries = scale * observed.image_embeds @ observed.text_embeds.T, find_queries(observed, instances)
     positives = positive_mask(instances.image_index, instances.text_index)
     image_to_text = Direction(logits, positives, of_queries[0], instances.text_index)

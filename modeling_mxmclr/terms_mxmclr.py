@@ -18,7 +18,6 @@ from .contrast_mxmclr import (
     prepare,
     shared_seed,
     soft_losses,
-    with_positives,
 )
 from .folds_mxmclr import FOLD_POOLINGS, Observations, mean_by_index, unit_norm
 
@@ -176,9 +175,9 @@ def mixup(
         temperature: Temperature of the logits.
     """
     observed, scale, instances = prepare(observed, scale)
-    directions = with_positives(*matrix_directions(observed, instances, scale.new_tensor(1 / temperature)))
+    directions = matrix_directions(observed, instances, scale.new_tensor(1 / temperature))
     losses, draws = [], Random(shared_seed(observed))
-    for way in directions:
+    for way in (each.with_positives() for each in directions):
         kept, partner = draw_mixtures(way, concentration, draws)
         # The logits of mixed queries are their mixed logits.
         mixed = way._replace(logits=kept * way.logits + (1 - kept) * way.logits[partner])

@@ -7,11 +7,15 @@ from unittest import mock
 
 import torch
 from accelerate import PartialState
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_mxmclr import MXMCLRModel, contrast_mxmclr, tiles_mxmclr
 from modeling_mxmclr.distributed_mxmclr import gather_batch, sum_over_ranks
 from modeling_mxmclr.folds_mxmclr import Observations
+from modeling_mxmclr.objectives_mxmclr import get_objective
+from tests.references.golden_inputs import case_inputs
 from tests.references.observed import SCALE, VARIANTS, Variant
 from tests.references.tiny import tiny_batch, tiny_model
 from training.sharded_search import gather_ranks
@@ -57,6 +61,19 @@ def ddp_step(rank: int, dtype: torch.dtype, fields: dict, shares: dict, steps: i
         wrapped.zero_grad()
         answer = loss_and_gradients(wrapped, split_batch(tiny_batch(dtype), shares, rank))
     return answer
+
+
+def fsdp_step(rank: int, dtype: torch.dtype, fields: dict, shares: dict):
+    """The loss and whole gradients of a rank whose parameters are sharded, dropout off."""
+    model = tiny_model(**fields).to(dtype)
+    model.training = True
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for module in (model.text_model, model.vision_model, model):
+        fully_shard(module, mesh=mesh)
+    output = model(**split_batch(tiny_batch(dtype), shares, rank))
+    output.loss.backward()
+    gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
+    return output.loss.item(), as_plain(gradients)
 
 
 def hashed_draw(variant: Variant, dtype: torch.dtype) -> Observations:
@@ -117,6 +134,23 @@ def shared_objectives(rank: int, labels: list[str], dtype: torch.dtype, shares: 
         )
         answers[label] = objective_outcome(VARIANTS[label], observed, inputs, gather=True)
     return answers
+
+
+def golden_two_ranks(rank: int, name: str, logit_scale: float, logit_bias: float | None):
+    """A rank's own loss, as public code has it, the sum over ranks, and the gradients of its rows and the scale."""
+    case = {"shapes": {"V": [4, 1, 8], "T": [4, 1, 8]}}
+    mine = slice(2 * rank, 2 * rank + 2)
+    images, texts = (rows.embeds.detach()[mine].requires_grad_() for rows in case_inputs(case)[:2])
+    ids = torch.arange(4)[mine] + 2**40
+    learned = {"scale": torch.tensor([logit_scale], dtype=torch.float64, requires_grad=True)}
+    if logit_bias is not None:
+        learned["bias"] = torch.tensor([logit_bias], dtype=torch.float64)
+    leaves = images, texts, learned["scale"]
+    observed, _, learned = gather_batch(Observations(images, texts, ids, ids), {}, learned)
+    share, components = get_objective(name)(observed, **learned)
+    loss, _ = sum_over_ranks(share, components)
+    gradients = torch.autograd.grad(loss, leaves)
+    return share.item() * torch.distributed.get_world_size(), loss.item(), *(each.numpy() for each in gradients)
 
 
 def tiled_objectives(rank: int, *arguments):

@@ -26,8 +26,8 @@ def world_size() -> int:
 def gather_batch(observed: Observations, inputs: dict[str, Tensor], learned: dict[str, Tensor]) -> Gathered:
     """What an objective takes, with the rows of all ranks in rank order, however many each holds; every rank must call it.
 
-    Each rank's rows get the sum of what the shares of all ranks say of them. In the backward pass, too, ranks so wait
-    for each other: all that is learned passes through here, and gets its gradient after that.
+    Each rank's rows get the sum of what the shares of all ranks say of them, and what is learned gets its whole gradient
+    on every rank, so that a clamp of it judges the whole and not a part.
 
     Args:
         observed: This rank's observations.
@@ -75,7 +75,7 @@ def sum_over_ranks(share: Tensor, components: dict[str, Tensor]) -> tuple[Tensor
 
 
 class _GatherRows(torch.autograd.Function):
-    """Rows of all ranks, and behind them tensors that stay as they are.
+    """Rows of all ranks, and behind them what is learned and the same on every rank.
 
     One node for all of them: which rows a rank's share depends on may differ from rank to rank, and so may the order in
     which single nodes would be reached in the backward pass, but all ranks must speak of the same rows at a time.
@@ -93,7 +93,14 @@ class _GatherRows(torch.autograd.Function):
         summed: list[Tensor | None] = []
         for needed, gradient, counts in zip(ctx.needs_input_grad[1:], gradients, ctx.sizes, strict=False):
             summed.append(_sum_of_own_rows(gradient, counts) if needed else None)
-        return None, *summed, *gradients[len(ctx.sizes) :]
+        learned = gradients[len(ctx.sizes) :]
+        if any(ctx.needs_input_grad[1 + len(ctx.sizes) :]):
+            # Each is the number of ranks times a rank's part.
+            flat = torch.cat([gradient.flatten() for gradient in learned]) / world_size()
+            dist.all_reduce(flat)
+            parts = flat.split([gradient.numel() for gradient in learned])
+            learned = tuple(part.view_as(each) for part, each in zip(parts, learned, strict=True))
+        return None, *summed, *learned
 
 
 class _SumOfShares(torch.autograd.Function):

@@ -53,7 +53,8 @@ def pmrl(
                 f"`pmrl` needs at most as many observations of an instance as dimensions, got {tuples.shape[1]} "
                 f"observations in {tuples.shape[2]} dimensions; draw fewer."
             )
-        singular_values = torch.linalg.svdvals(tuples)  # descending
+        # Descending; those that are found in float32 depend on the order of the rows by more than 1e-5.
+        singular_values = torch.linalg.svdvals(tuples.double()).to(tuples)
         intra.append(-(singular_values / intra_temperature).log_softmax(dim=1)[:, 0])
         leading.append(LeadingVector.apply(tuples))
     vectors = torch.cat(leading)

@@ -15,6 +15,7 @@ from modeling_mxmclr import MXMCLRModel, contrast_mxmclr, tiles_mxmclr
 from modeling_mxmclr.distributed_mxmclr import gather_batch, sum_over_ranks
 from modeling_mxmclr.folds_mxmclr import Observations
 from modeling_mxmclr.objectives_mxmclr import get_objective
+from modeling_mxmclr.scale_mxmclr import LogitScale
 from tests.references.golden_inputs import case_inputs
 from tests.references.observed import SCALE, VARIANTS, Variant
 from tests.references.tiny import tiny_batch, tiny_model
@@ -201,6 +202,16 @@ def share_a_sum(rank: int):
     loss, components = sum_over_ranks(share, {"part": torch.tensor(2.0)})
     loss.backward()
     return loss.item(), components["part"].item(), share.grad.item()
+
+
+def learned_beyond_its_limit(rank: int, slopes: list[float]):
+    """The gradient of a log scale beyond its maximum, of which each rank's share says its own."""
+    scale, ids = LogitScale(maximum=10.0), torch.tensor([2**40])
+    scale.weight.data.fill_(5.0)
+    rows = torch.ones(1, 2)
+    learned = gather_batch(Observations(rows, rows, ids, ids), {}, {"scale": scale()}).learned
+    sum_over_ranks(slopes[rank] * learned["scale"].sum(), {})[0].backward()
+    return scale.weight.grad.item()
 
 
 def numbered_ids(rank: int):

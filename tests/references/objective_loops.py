@@ -129,7 +129,7 @@ def one_to_k_loops(observed, scale, divide=True, score="observations", normalise
     if not divide:
         return loss
     both = in_both(observed)
-    counts = [sum(i in both for i in ids.tolist()) for ids in observed[2:]]
+    counts = [sum(i in both for i in ids.tolist()) for ids in observed[2:4]]
     return loss / (max(counts) / len(both))
 
 

@@ -205,7 +205,7 @@ def one_direction(
     """
     answered = queries.answered
     own, own_instance = rows[answered], queries.instance[answered]
-    if not fits_in_matrix(own, keys):
+    if not fits_in_matrix(rows, keys):  # judged by all rows, so that all who share a loss find it alike
         places = answered if among_keys else None
         tiles = LogitTiles(own, keys, own_instance, key_instance, scale, one_way=True, places=places)
         return tiles.direction(0, queries)

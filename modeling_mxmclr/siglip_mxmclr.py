@@ -41,7 +41,7 @@ def siglip(
     images, index = observed.image_embeds, instances.image_index
     if observed.image_queries is not None:  # a pair is answered for with its image
         images, index = images[observed.image_queries], index[observed.image_queries]
-    sums = matrix_sums if fits_in_matrix(images, observed.text_embeds) else tiled_sums
+    sums = matrix_sums if fits_in_matrix(observed.image_embeds, observed.text_embeds) else tiled_sums
     grid = Grid(index, instances.text_index, "nothing", mirrored=False)
     loss, positive = sums(images, observed.text_embeds, grid, scale, bias)
     count = PAIR_COUNTS[normaliser](instances)

@@ -107,7 +107,8 @@ def test_order_does_not_matter(variant):
     """That of observations; where their place in a fold means something, that of instances."""
     observed = variant.draw()
     orders = [
-        other_order(ids, not variant.observation_order_matters, seed) for seed, ids in enumerate(observed[2:4], start=1)
+        other_order(ids, not variant.observation_order_matters, seed)
+        for seed, ids in enumerate(observed[2:4], start=1)
     ]
     shuffled, inputs = reordered(variant, observed, orders)
     ours, theirs = variant.loss(shuffled, **inputs), variant.loss(observed)

@@ -54,7 +54,7 @@ def draw(chosen: argparse.Namespace) -> Observations:
 
 def plain(observed: Observations, scale: Tensor) -> Tensor:
     """Row logsumexp less the mean positive, in both directions: the fastest form that holds the matrix of logits."""
-    images, texts, *ids = observed
+    images, texts, *ids = observed[:4]
     logits = scale * images @ texts.T
     losses = []
     for rows, keys, own, others, way in ((images, texts, *ids, logits), (texts, images, *ids[::-1], logits.T)):
@@ -70,7 +70,7 @@ def step_of(form: str, objective: str, observed: Observations) -> Callable[[], f
     def step() -> float:
         contrast_mxmclr.MATRIX_LOGITS = -1 if form == "tiles" else 2**62
         is_plain = form == "plain"
-        loss = plain(observed, scale) if is_plain else compute_objective(objective, *observed, scale=scale).loss
+        loss = plain(observed, scale) if is_plain else compute_objective(objective, *observed[:4], scale=scale).loss
         loss.backward()
         return loss.item()
 

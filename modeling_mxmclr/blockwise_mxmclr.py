@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .folds_mxmclr import mean_by_index
+from .queries_mxmclr import Queries
 from .tiles_mxmclr import Grid, Pairs, Reduced, pair_scores, reduce_logits
 
 
@@ -21,12 +22,22 @@ class LogitTiles:
         row_instance: `(num_rows,)` int64, the instance of each.
         column_instance: `(num_columns,)` int64.
         scale: `()` or `(1,)`.
+        one_way: Whether rows alone are queries, so that nothing is found for columns.
+        places: `(num_rows,)` int64, the column that each row is and does not score; None where rows are no columns.
     """
 
     def __init__(
-        self, rows: Tensor, columns: Tensor | None, row_instance: Tensor, column_instance: Tensor, scale: Tensor
+        self,
+        rows: Tensor,
+        columns: Tensor | None,
+        row_instance: Tensor,
+        column_instance: Tensor,
+        scale: Tensor,
+        *,
+        one_way: bool = False,
+        places: Tensor | None = None,
     ) -> None:
-        self.mirrored = columns is None
+        self.mirrored, self.one_way, self.places = columns is None, one_way, places
         self.sides = rows, rows if columns is None else columns
         self.instances = row_instance, column_instance
         self.scale = scale.reshape(())
@@ -41,8 +52,11 @@ class LogitTiles:
             factor: Multiplies the logits.
         """
         if (of_negatives, factor) not in self._reduced:
-            leave_out: Literal["nothing", "itself", "own"] = "itself" if self.mirrored else "nothing"
-            grid = Grid(*self.instances, "own" if of_negatives else leave_out, self.mirrored)
+            among_columns = self.mirrored or self.places is not None
+            leave_out: Literal["nothing", "itself", "own"] = "itself" if among_columns else "nothing"
+            grid = Grid(
+                *self.instances, "own" if of_negatives else leave_out, self.mirrored, self.one_way, self.places
+            )
             # The logits of the pairs lie in the tiles anyway, so the first sums bring them along.
             bring = factor == 1 and self._pair_scores is None
             row, column = self.pairs if bring else (self.pairs[0][:0], self.pairs[1][:0])
@@ -55,7 +69,11 @@ class LogitTiles:
     @cached_property
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Row and column of each pair of one instance, `(num_pairs,)` each, ordered by row, then by column."""
-        return find_pairs(*self.instances, leave_out_itself=self.mirrored)
+        row, column = find_pairs(*self.instances, leave_out_itself=self.mirrored)
+        if self.places is None:
+            return row, column
+        others = self.places[row] != column
+        return row[others], column[others]
 
     @property
     def pair_scores(self) -> Tensor:
@@ -64,28 +82,33 @@ class LogitTiles:
             self._pair_scores = pair_scores(*self.sides, self.scale, *self.pairs)
         return self._pair_scores
 
-    def both_directions(self) -> tuple["BlockwiseDirection", "BlockwiseDirection"]:
-        """Rows against columns, and columns against rows."""
-        ways = [
-            BlockwiseDirection(self, place, torch.arange(len(own), device=own.device), own, other)
-            for place, own, other in ((0, *self.instances), (1, *self.instances[::-1]))
-        ]
-        return ways[0], ways[1]
+    def direction(self, place: int, queries: Queries) -> "BlockwiseDirection":
+        """Rows against columns, or, for place 1, columns against rows; those are the answered of the `queries`."""
+        kept = torch.arange(len(self.sides[place]), device=queries.answered.device)
+        return BlockwiseDirection(self, place, kept, queries, self.instances[1 - place])
 
 
 class BlockwiseDirection(NamedTuple):
-    """Some queries, the keys they are scored against, and the instance that each of them shows, without logits."""
+    """Some queries, the keys they are scored against, and the instance that each of them shows, without logits.
+
+    What is told of queries is told of those that are answered.
+    """
 
     tiles: LogitTiles
     place: int  # 0 where the queries are among the rows, 1 where they are among the columns
-    kept: Tensor  # (num_queries,), int64, which of them they are, ascending
-    query_instance: Tensor  # (num_queries,), int64
+    kept: Tensor  # (num_answered,), int64, which of them are answered, ascending
+    queries: Queries
     key_instance: Tensor  # (num_keys,), int64
 
     @property
+    def query_instance(self) -> Tensor:
+        """The instance of each query, `(num_answered,)` int64."""
+        return self.queries.instance[self.queries.answered]
+
+    @property
     def num_positives(self) -> Tensor:
-        """How many positives each query has, `(num_queries,)` int64."""
-        return self.tiles.pairs[self.place].bincount(minlength=len(self.tiles.sides[self.place]))[self.kept]
+        """How many positives each query has, `(num_answered,)` int64."""
+        return self.queries.num_positives[self.queries.answered]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,14 +117,18 @@ class BlockwiseDirection(NamedTuple):
 
     def only(self, kept: Tensor) -> "BlockwiseDirection":
         """The queries where the bool mask `kept`, `(num_queries,)`, is true; every key stays."""
-        return self._replace(kept=self.kept[kept], query_instance=self.query_instance[kept])
+        return self._replace(kept=self.kept[kept[self.queries.answered]], queries=self.queries.only(kept))
+
+    def with_positives(self) -> "BlockwiseDirection":
+        """The queries that have a positive."""
+        return self.only(self.queries.num_positives > 0)
 
     def log_sums(self) -> Tensor:
-        """Logsumexp over every key, `(num_queries,)`."""
+        """Logsumexp over every key, `(num_answered,)`."""
         return self.tiles.reduced()[self.place][self.kept]
 
     def log_sums_of_negatives(self, factor: float = 1.0) -> Tensor:
-        """Logsumexp of the logits of other instances' keys, times a factor, `(num_queries,)`; -inf where none is."""
+        """Logsumexp of the logits of other instances' keys, times a factor, `(num_answered,)`; -inf where none is."""
         return self.tiles.reduced(of_negatives=True, factor=factor)[self.place][self.kept]
 
     def positive_scores(self) -> tuple[Tensor, Tensor]:
@@ -116,11 +143,11 @@ class BlockwiseDirection(NamedTuple):
         return number[query[among]], scores[among]
 
     def expected_scores(self, values: Tensor, index: Tensor) -> Tensor:
-        """The logit of each query with its entry of `index` among rows that stand for keys, `(num_queries,)`."""
+        """The logit of each query with its entry of `index` among rows that stand for keys, `(num_answered,)`."""
         return pair_scores(self.tiles.sides[self.place], values, self.tiles.scale, self.kept, index)
 
     def mean_scores(self, related: Tensor) -> Tensor:
-        """The mean logit of each query under its mass on each instance, `(num_queries,)`, see `soft_losses`."""
+        """The mean logit of each query under its mass on each instance, `(num_answered,)`, see `soft_losses`."""
         means = self.key_means(self.key_instance.bincount(minlength=related.shape[1]))
         return self.expected_scores(related @ means, torch.arange(len(related), device=related.device))
 

@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from functools import wraps
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .blockwise_mxmclr import BlockwiseDirection, LogitTiles
-from .folds_mxmclr import Instances, Observations, find_instances
+from .folds_mxmclr import Instances, Observations, find_instances, first_rows, positive_mask
+from .queries_mxmclr import Normaliser, Queries, all_queries
 from .relation_mxmclr import Relation
 
 # Up to so many logits their matrix is held; above, they are found tile by tile, in memory that grows with the rows.
@@ -22,28 +24,47 @@ Weight = Annotated[float, "a number of at least 0"]
 HardForm = Literal["out", "in", "ones", "inverse"]
 Denominator = Literal["all", "one_positive", "negatives"]
 Score = Literal["observations", "max_sim", "attentive"]
-Normaliser = Literal["observations", "instances", "pairs"]
 
 
 class ObjectiveOutput(NamedTuple):
-    """A loss to minimise and the named parts that it is made of."""
+    """A loss to minimise and the named parts that it is made of: the share in them of the queries that were asked for."""
 
     loss: Tensor  # (), attached to the graph
     components: dict[str, Tensor]  # each (), detached
 
 
-class Direction(NamedTuple):
-    """Some queries, the keys they are scored against, and the instance that each of them shows."""
+def undivided(objective: Callable[..., ObjectiveOutput]) -> Callable[..., ObjectiveOutput]:
+    """An objective whose loss is no sum over queries: found whole, of which the asked queries' share is given."""
 
-    logits: Tensor  # (num_queries, num_keys), -inf where a key takes no part: the query itself
-    positives: Tensor  # (num_queries, num_keys), bool
-    query_instance: Tensor  # (num_queries,), int64
+    @wraps(objective)
+    def share_of(observed: Observations, scale: Tensor, **keywords: Any) -> ObjectiveOutput:
+        share = observed.asked_share()
+        loss, components = objective(observed.asking_for_all(), scale, **keywords)
+        return ObjectiveOutput(share * loss, {name: share * part for name, part in components.items()})
+
+    return share_of
+
+
+class Direction(NamedTuple):
+    """Some queries, the keys they are scored against, and the instance that each of them shows.
+
+    What is told of queries is told of those that are answered.
+    """
+
+    logits: Tensor  # (num_answered, num_keys), -inf where a key takes no part: the query itself
+    positives: Tensor  # (num_answered, num_keys), bool
+    queries: Queries
     key_instance: Tensor  # (num_keys,), int64
 
     @property
+    def query_instance(self) -> Tensor:
+        """The instance of each query, `(num_answered,)` int64."""
+        return self.queries.instance[self.queries.answered]
+
+    @property
     def num_positives(self) -> Tensor:
-        """How many positives each query has, `(num_queries,)` int64."""
-        return self.positives.sum(dim=1)
+        """How many positives each query has, `(num_answered,)` int64."""
+        return self.queries.num_positives[self.queries.answered]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,16 +73,19 @@ class Direction(NamedTuple):
 
     def only(self, kept: Tensor) -> "Direction":
         """The queries where the bool mask `kept`, `(num_queries,)`, is true; every key stays."""
-        return self._replace(
-            logits=self.logits[kept], positives=self.positives[kept], query_instance=self.query_instance[kept]
-        )
+        own = kept[self.queries.answered]
+        return self._replace(logits=self.logits[own], positives=self.positives[own], queries=self.queries.only(kept))
+
+    def with_positives(self) -> "Direction":
+        """The queries that have a positive."""
+        return self.only(self.queries.num_positives > 0)
 
     def log_sums(self) -> Tensor:
-        """Logsumexp over every key, `(num_queries,)`."""
+        """Logsumexp over every key, `(num_answered,)`."""
         return self.logits.logsumexp(dim=1)
 
     def log_sums_of_negatives(self, factor: float = 1.0) -> Tensor:
-        """Logsumexp of the logits of other instances' keys, times a factor, `(num_queries,)`.
+        """Logsumexp of the logits of other instances' keys, times a factor, `(num_answered,)`.
 
         It is -inf, without gradient, where no key is of another instance.
         """
@@ -77,13 +101,12 @@ class Direction(NamedTuple):
         return query, self.logits[query, key]
 
     def mean_scores(self, related: Tensor) -> Tensor:
-        """The mean logit of each query under its mass on each instance, `(num_queries,)`, see `soft_losses`."""
+        """The mean logit of each query under its mass on each instance, `(num_answered,)`, see `soft_losses`."""
         fold_sizes = self.key_instance.bincount(minlength=related.shape[1])
         return ((related / fold_sizes.clamp(min=1))[:, self.key_instance] * self.logits).sum(dim=1)
 
 
 AnyDirection = Direction | BlockwiseDirection
-OneDirection = TypeVar("OneDirection", Direction, BlockwiseDirection)
 
 
 def at_least_float32(observed: Observations) -> Observations:
@@ -127,7 +150,7 @@ def fits_in_matrix(rows: Tensor, columns: Tensor) -> bool:
 def both_directions(
     observed: Observations, instances: Instances, scale: Tensor, score: Score = "observations"
 ) -> tuple[AnyDirection, AnyDirection]:
-    """Image-to-text and text-to-image, of the queries that have a positive, from the same logits.
+    """Image-to-text and text-to-image, of the queries that have a positive; from the same logits if all are asked for.
 
     Args:
         observed: Observations of the whole batch.
@@ -136,39 +159,107 @@ def both_directions(
         score: `observations` scores each view with each caption; a key of `SET_SCORES` scores each instance's views
             as one with each caption, so that instances stand in the place of images.
     """
-    rows = observed.image_embeds, observed.text_embeds
-    if score == "observations" and not fits_in_matrix(*rows):
-        tiles = LogitTiles(*rows, instances.image_index, instances.text_index, scale)
-        return with_positives(*tiles.both_directions())
-    return with_positives(*matrix_directions(observed, instances, scale, score))
+    image_to_text, text_to_image = every_query(observed, instances, scale, score)
+    return image_to_text.with_positives(), text_to_image.with_positives()
 
 
-def with_positives(one: OneDirection, other: OneDirection) -> tuple[OneDirection, OneDirection]:
-    """Two directions, of the queries that have a positive."""
-    return one.only(one.num_positives > 0), other.only(other.num_positives > 0)
-
-
-def matrix_directions(
-    observed: Observations, instances: Instances, scale: Tensor, score: Score = "observations"
-) -> tuple[Direction, Direction]:
-    """Image-to-text and text-to-image from one matrix of logits, see `both_directions`, of every query."""
-    logits, image_instance = scale * observed.image_embeds @ observed.text_embeds.T, instances.image_index
+def every_query(
+    observed: Observations, instances: Instances, scale: Tensor, score: Score
+) -> tuple[AnyDirection, AnyDirection]:
+    """Image-to-text and text-to-image, see `both_directions`, of queries without a positive too."""
+    images, texts = observed.image_embeds, observed.text_embeds
     if score != "observations":
-        logits = SET_SCORES[score](logits, image_instance, len(instances.in_both))
-        image_instance = (instances.image_fold_sizes > 0).nonzero().squeeze(1)
-        logits = logits[image_instance]
-    positives = image_instance[:, None] == instances.text_index
-    image_to_text = Direction(logits, positives, image_instance, instances.text_index)
-    return image_to_text, Direction(logits.T, positives.T, instances.text_index, image_instance)
+        return set_directions(observed, instances, scale, score)
+    of_images, of_texts = find_queries(observed, instances)
+    if not (of_images.answers_all and of_texts.answers_all):
+        return (
+            one_direction(images, texts, of_images, instances.text_index, scale),
+            one_direction(texts, images, of_texts, instances.image_index, scale),
+        )
+    if fits_in_matrix(images, texts):
+        return matrix_directions(observed, instances, scale)
+    tiles = LogitTiles(images, texts, instances.image_index, instances.text_index, scale)
+    return tiles.direction(0, of_images), tiles.direction(1, of_texts)
 
 
-def within(rows: Tensor, instance: Tensor, scale: Tensor) -> AnyDirection:
-    """All rows against all others, `(num_rows, dim)` of unit norm with the instance of each."""
-    if not fits_in_matrix(rows, rows):
-        return LogitTiles(rows, None, instance, instance, scale).both_directions()[0]
-    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    logits = (scale * rows @ rows.T).masked_fill(itself, -torch.inf)
-    return Direction(logits, (instance[:, None] == instance) & ~itself, instance, instance)
+def find_queries(observed: Observations, instances: Instances) -> tuple[Queries, Queries]:
+    """All images and all texts as queries to the other side."""
+    return (
+        all_queries(instances.image_index, instances.text_fold_sizes[instances.image_index], observed.image_queries),
+        all_queries(instances.text_index, instances.image_fold_sizes[instances.text_index], observed.text_queries),
+    )
+
+
+def one_direction(
+    rows: Tensor, keys: Tensor, queries: Queries, key_instance: Tensor, scale: Tensor, *, among_keys: bool = False
+) -> AnyDirection:
+    """The answered rows against all keys, each with logits of its own.
+
+    Args:
+        rows: `(num_queries, dim)`.
+        keys: `(num_keys, dim)`.
+        queries: The rows as queries.
+        key_instance: `(num_keys,)` int64.
+        scale: Exponentiated logit scale.
+        among_keys: Whether the rows are the keys, of which none scores itself.
+    """
+    answered = queries.answered
+    own, own_instance = rows[answered], queries.instance[answered]
+    if not fits_in_matrix(rows, keys):  # judged by all rows, so that all who share a loss find it alike
+        places = answered if among_keys else None
+        tiles = LogitTiles(own, keys, own_instance, key_instance, scale, one_way=True, places=places)
+        return tiles.direction(0, queries)
+    logits, positives = scale * own @ keys.T, own_instance[:, None] == key_instance
+    if among_keys:
+        itself = answered[:, None] == torch.arange(len(keys), device=keys.device)
+        logits, positives = logits.masked_fill(itself, -torch.inf), positives & ~itself
+    return Direction(logits, positives, queries, key_instance)
+
+
+def matrix_directions(observed: Observations, instances: Instances, scale: Tensor) -> tuple[Direction, Direction]:
+    """Image-to-text and text-to-image from one matrix of logits, of every query."""
+    logits, of_queries = scale * observed.image_embeds @ observed.text_embeds.T, find_queries(observed, instances)
+    positives = positive_mask(instances.image_index, instances.text_index)
+    image_to_text = Direction(logits, positives, of_queries[0], instances.text_index)
+    return image_to_text, Direction(logits.T, positives.T, of_queries[1], instances.image_index)
+
+
+def set_directions(
+    observed: Observations, instances: Instances, scale: Tensor, score: Score
+) -> tuple[Direction, Direction]:
+    """Image-to-text and text-to-image of each instance's views as one; who is asked for the first of them is for all."""
+    images, texts, index = observed.image_embeds, observed.text_embeds, instances.image_index
+    has_views = instances.image_fold_sizes > 0
+    sets = has_views.nonzero().squeeze(1)
+    asked = observed.image_queries
+    if asked is not None:
+        asked = asked[first_rows(index, len(has_views))[sets]]
+    of_sets = all_queries(sets, instances.text_fold_sizes[sets], asked)
+    of_texts = all_queries(instances.text_index, has_views[instances.text_index].long(), observed.text_queries)
+    positives = sets[:, None] == instances.text_index
+
+    def score_all(views: Tensor, captions: Tensor, view_instance: Tensor) -> Tensor:
+        return SET_SCORES[score](scale * views @ captions.T, view_instance, len(has_views))[sets]
+
+    if of_sets.answers_all and of_texts.answers_all:
+        logits = score_all(images, texts, index)
+        to_texts, to_sets = logits, logits.T
+    else:
+        wanted = torch.zeros_like(has_views).index_fill(0, sets[of_sets.answered], True)[index]
+        to_texts = score_all(images[wanted], texts, index[wanted])[of_sets.answered]
+        to_sets = score_all(images, texts[of_texts.answered], index).T
+    return (
+        Direction(to_texts, positives[of_sets.answered], of_sets, instances.text_index),
+        Direction(to_sets, positives.T[of_texts.answered], of_texts, sets),
+    )
+
+
+def within(rows: Tensor, instance: Tensor, scale: Tensor, asked: Tensor | None = None) -> AnyDirection:
+    """Rows against all others, those of the bool mask `asked` or all; `(num_rows, dim)` of unit norm, with instances."""
+    queries = all_queries(instance, instance.bincount()[instance] - 1, asked)
+    if asked is None and not fits_in_matrix(rows, rows):
+        return LogitTiles(rows, None, instance, instance, scale).direction(0, queries)
+    return one_direction(rows, rows, queries, instance, scale, among_keys=True)
 
 
 def best_view(logits: Tensor, image_instance: Tensor, num_instances: int) -> Tensor:
@@ -193,7 +284,7 @@ def attended_views(logits: Tensor, image_instance: Tensor, num_instances: int) -
     return zeros.scatter_add(0, columns, weights / totals[image_instance] * logits)
 
 
-SET_SCORES = {"max_sim": best_view, "attentive": attended_views}
+SET_SCORES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"max_sim": best_view, "attentive": attended_views}
 
 
 def hard_losses(direction: AnyDirection, form: HardForm = "out", denominator: Denominator = "all") -> Tensor:
@@ -294,18 +385,27 @@ def soft_parts(
         place: `(num_queries,)` int64, the row of each query, or its column where transposed.
         transposed: Whether a query's masses are a column.
     """
+    # A column is of all rows' softmaxes, so that nothing is saved where few are asked for.
+    if not (transposed or direction.queries.answers_all):
+        relation, place = relation.of(place)
     if isinstance(direction, BlockwiseDirection):
         return relation.soft_parts(direction, place, transposed)
     related = relation.masses(place, transposed)
     return soft_losses(direction, related), soft_floors(direction, related.detach())
 
 
-def one_to_one(images: Tensor, texts: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def one_to_one(observed: Observations, scale: Tensor) -> tuple[Tensor, Tensor]:
     """CLIP's two losses, image-to-text and text-to-image, of as many images as texts in the same order, `()` each."""
-    places = torch.arange(len(images), device=images.device)
-    directions = both_directions(Observations(images, texts, places, places), find_instances(places, places), scale)
-    image_to_text, text_to_image = (hard_losses(way).mean() for way in directions)
+    instances = find_instances(observed.image_group_ids, observed.text_group_ids)
+    ways = both_directions(observed, instances, scale)
+    image_to_text, text_to_image = (mean_of_queries(hard_losses(way), way) for way in ways)
     return image_to_text, text_to_image
+
+
+def in_pairs(images: Tensor, texts: Tensor) -> Observations:
+    """As many images as texts, each pair of them an instance of its own."""
+    places = torch.arange(len(images), device=images.device)
+    return Observations(images, texts, places, places)
 
 
 def by_way(losses: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -313,33 +413,16 @@ def by_way(losses: Sequence[Tensor]) -> dict[str, Tensor]:
     return {way: loss.detach() for way, loss in zip(WAYS, losses, strict=True)}
 
 
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean of values under weights that need not sum to one, `()`."""
-    return (values * weights).sum() / weights.sum()
-
-
 def mean_of_queries(losses: Tensor, direction: AnyDirection, normaliser: Normaliser = "observations") -> Tensor:
-    """One loss from the queries' losses, `()`; `normaliser`, a key of `QUERY_WEIGHTS`, is what counts equally."""
-    return weighted_mean(losses, QUERY_WEIGHTS[normaliser](direction).to(losses))
+    """The answered queries' share in the mean of all queries' losses, `()`.
 
-
-def _one_each(direction: AnyDirection) -> Tensor:
-    return torch.ones_like(direction.query_instance)
-
-
-def _one_per_fold(direction: AnyDirection) -> Tensor:
-    return 1 / direction.query_instance.bincount().to(direction.dtype)[direction.query_instance]
-
-
-def _one_per_positive(direction: AnyDirection) -> Tensor:
-    return direction.num_positives
-
-
-QUERY_WEIGHTS: dict[str, Callable[[AnyDirection], Tensor]] = {
-    "observations": _one_each,
-    "instances": _one_per_fold,
-    "pairs": _one_per_positive,
-}
+    Args:
+        losses: `(num_answered,)`.
+        direction: The queries.
+        normaliser: What counts equally, a key of `QUERY_WEIGHTS`.
+    """
+    weights = direction.queries.weights(normaliser, losses.dtype)
+    return (losses * weights[direction.queries.answered]).sum() / weights.sum()
 
 
 def sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:

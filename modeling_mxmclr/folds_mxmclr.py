@@ -16,12 +16,29 @@ SMALLEST_GLOBAL_ID = 1 << 31
 
 
 class Observations(NamedTuple):
-    """What a batch observed of its instances, one row per observation."""
+    """What a batch observed of its instances, one row per observation.
+
+    An objective may be asked for the losses of some observations alone. It then gives their share of the loss over all,
+    so that the shares of askers who divide all observations among themselves add up to it. The others still are keys.
+    """
 
     image_embeds: Tensor  # (num_images, dim), unit norm
     text_embeds: Tensor  # (num_texts, dim), unit norm
     image_group_ids: Tensor  # (num_images,), int64
     text_group_ids: Tensor  # (num_texts,), int64
+    image_queries: Tensor | None = None  # (num_images,), bool, the images that are asked for; None for all
+    text_queries: Tensor | None = None  # (num_texts,), bool
+
+    def asking_for_all(self) -> "Observations":
+        """The same observations, all of which are asked for."""
+        return self._replace(image_queries=None, text_queries=None)
+
+    def asked_share(self) -> Tensor | float:
+        """How many of all observations are asked for, a share in [0, 1]."""
+        if self.image_queries is None or self.text_queries is None:
+            return 1.0
+        asked = torch.cat([self.image_queries, self.text_queries])
+        return asked.to(torch.promote_types(self.image_embeds.dtype, torch.float32)).mean()
 
 
 class Instances(NamedTuple):

@@ -2,7 +2,6 @@
 
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from .contrast_mxmclr import (
@@ -99,7 +98,7 @@ def mfh(
     centres = find_centres(observed, instances, soft_detach)
     if soft_level == "observation":
         relations = relate_observations(observed, instances, centres, soft_scale, soft_source, soft_detach)
-        places = [torch.arange(len(relation.rows), device=scale.device) for relation in relations]
+        places = [way.queries.answered for way in directions]
     else:
         relations = (relate_instances(centres, soft_scale, soft_source),) * 2
         number = centres.in_both.cumsum(0) - 1

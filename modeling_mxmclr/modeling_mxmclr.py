@@ -17,7 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from .buckets_mxmclr import can_be_cut, holds_shards, pool_in_buckets
 from .configuration_mxmclr import MXMCLRConfig
 from .contrast_mxmclr import ObjectiveOutput
-from .distributed_mxmclr import gather_inputs, gather_observations, world_size
+from .distributed_mxmclr import gather_batch, sum_over_ranks, world_size
 from .folds_mxmclr import Observations, instance_embeddings, unit_norm
 from .objectives_mxmclr import get_objective, input_names, setting_names
 from .scale_mxmclr import LogitBias, LogitScale
@@ -382,13 +382,17 @@ class MXMCLRModel(PreTrainedModel):
         if settings and "soft_weight" not in setting_names(self.config.objective):
             raise ValueError(f"`soft_weight` is no setting of the objective {self.config.objective!r}; leave it out.")
         inputs = self._checked_inputs(inputs or {}, observed)
-        if gather:
-            observed, inputs = gather_observations(observed), gather_inputs(inputs)
+        learned = {"scale": log_scale.exp()}
         if self.logit_bias is not None and "bias" in self.objective_inputs:
-            inputs["bias"] = self.logit_bias()
+            learned["bias"] = self.logit_bias()
+        if gather:
+            observed, inputs, learned = gather_batch(observed, inputs, learned)
         with full_precision(observed.image_embeds):
-            loss, components = self.objective(observed, log_scale.exp(), **settings, **inputs)
-        if gather and world_size() > 1 and torch.is_grad_enabled():
+            output = self.objective(observed, **learned, **settings, **inputs)
+        if not gather or world_size() == 1:
+            return output
+        loss, components = sum_over_ranks(*output)
+        if torch.is_grad_enabled():
             loss = loss + self.touch_parameters()
         return ObjectiveOutput(loss, components)
 

@@ -6,12 +6,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .contrast_mxmclr import ObjectiveOutput, hard_losses, log_likelihoods, no_pair, prepare, within
+from .contrast_mxmclr import ObjectiveOutput, hard_losses, log_likelihoods, no_pair, prepare, undivided, within
 from .folds_mxmclr import Instances, Observations
 
 Sides = Literal["union", "images", "texts"]
 
 
+@undivided
 def mv_infonce(observed: Observations, scale: Tensor, *, sides: Sides = "union") -> ObjectiveOutput:
     """MV-InfoNCE: per instance one ratio, all pairs of its views to all pairs that hold one of its views.
 
@@ -36,6 +37,7 @@ def mv_infonce(observed: Observations, scale: Tensor, *, sides: Sides = "union")
     return ObjectiveOutput((everything - own.flatten(1).logsumexp(dim=1)).mean(), {})
 
 
+@undivided
 def mv_dhel(observed: Observations, scale: Tensor, *, sides: Sides = "union") -> ObjectiveOutput:
     """MV-DHEL: all pairs of an instance's views together, and the uniformity of each view by itself.
 
@@ -69,6 +71,7 @@ def mv_dhel(observed: Observations, scale: Tensor, *, sides: Sides = "union") ->
     return ObjectiveOutput(alignment + uniformity, components)
 
 
+@undivided
 def pvc(
     observed: Observations,
     scale: Tensor,
@@ -109,6 +112,7 @@ def pvc(
     return ObjectiveOutput((by_pair.logsumexp(dim=1) - math.log(num_instances)).mean(), {})
 
 
+@undivided
 def ntxent(
     observed: Observations,
     scale: Tensor,

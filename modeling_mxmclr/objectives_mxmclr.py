@@ -110,14 +110,17 @@ def with_terms(
     scale: Tensor,
     **keywords: Any,
 ) -> ObjectiveOutput:
-    """An objective's loss plus weighted terms; each gets those of the keywords that it takes."""
+    """An objective's loss plus weighted terms; each gets those of the keywords that it takes.
+
+    A term is no sum over queries: it is found whole, and the share of the queries that are asked for is added.
+    """
     loss, components = objective(observed, scale, **{key: keywords[key] for key in own_keywords & keywords.keys()})
     if not find_instances(observed.image_group_ids, observed.text_group_ids).in_both.any():
         return ObjectiveOutput(loss, components)
     for name, settings in terms.items():
         taken = {key: keywords[key] for key in tensor_keywords(TERMS[name]) & keywords.keys()}
         options = {key: value for key, value in settings.items() if key != "weight"}
-        value = TERMS[name](observed, scale, **options, **taken)
+        value = observed.asked_share() * TERMS[name](observed.asking_for_all(), scale, **options, **taken)
         loss, components = loss + settings["weight"] * value, {**components, name: value.detach()}
     return ObjectiveOutput(loss, components)
 

@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .contrast_mxmclr import ObjectiveOutput, Positive, Weight, no_pair, prepare
+from .contrast_mxmclr import ObjectiveOutput, Positive, Weight, no_pair, prepare, undivided
 from .folds_mxmclr import Observations
 
 SMALLEST_GAP = 1e-9  # between the two largest eigenvalues, relative to the largest; below it the vector is any of many
 
 
+@undivided
 def pmrl(
     observed: Observations,
     scale: Tensor,
@@ -52,7 +53,8 @@ def pmrl(
                 f"`pmrl` needs at most as many observations of an instance as dimensions, got {tuples.shape[1]} "
                 f"observations in {tuples.shape[2]} dimensions; draw fewer."
             )
-        singular_values = torch.linalg.svdvals(tuples)  # descending
+        # Descending; those that are found in float32 depend on the order of the rows by more than 1e-5.
+        singular_values = torch.linalg.svdvals(tuples.double()).to(tuples)
         intra.append(-(singular_values / intra_temperature).log_softmax(dim=1)[:, 0])
         leading.append(LeadingVector.apply(tuples))
     vectors = torch.cat(leading)

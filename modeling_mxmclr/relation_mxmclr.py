@@ -23,6 +23,11 @@ class Relation:
         self.rows, self.keys, self.in_both = rows, keys, in_both
         self.scale = scale.reshape(()) if isinstance(scale, Tensor) else rows.new_tensor(scale)
 
+    def of(self, place: Tensor) -> tuple["Relation", Tensor]:
+        """The relation of the named rows alone, and where each of them is in it."""
+        needed, place = place.unique(return_inverse=True)
+        return Relation(self.rows[needed], self.keys, self.scale, self.in_both), place
+
     @cached_property
     def matrix(self) -> Tensor:
         """The masses, `(num_rows, num_in_both)`."""

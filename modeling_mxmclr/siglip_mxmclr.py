@@ -38,29 +38,33 @@ def siglip(
         return no_pair(observed, scale)
     if isinstance(bias, Tensor):
         bias = bias.to(scale)
-    sums = matrix_sums if fits_in_matrix(*observed[:2]) else tiled_sums
-    loss, positive = (each / PAIR_COUNTS[normaliser](instances) for each in sums(observed, instances, scale, bias))
-    positive = positive.detach()
+    images, index = observed.image_embeds, instances.image_index
+    if observed.image_queries is not None:  # a pair is answered for with its image
+        images, index = images[observed.image_queries], index[observed.image_queries]
+    sums = matrix_sums if fits_in_matrix(observed.image_embeds, observed.text_embeds) else tiled_sums
+    grid = Grid(index, instances.text_index, "nothing", mirrored=False)
+    loss, positive = sums(images, observed.text_embeds, grid, scale, bias)
+    count = PAIR_COUNTS[normaliser](instances)
+    loss, positive = loss / count, positive.detach() / count
     return ObjectiveOutput(loss, {"positive": positive, "negative": loss.detach() - positive})
 
 
 def matrix_sums(
-    observed: Observations, instances: Instances, scale: Tensor, bias: Tensor | float
+    images: Tensor, texts: Tensor, grid: Grid, scale: Tensor, bias: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     """The summed losses of all pairs, and of those of one instance, `()` each."""
-    positives = positive_mask(instances.image_index, instances.text_index)
-    logits = scale * observed.image_embeds @ observed.text_embeds.T + bias
+    positives = positive_mask(grid.query_instance, grid.key_instance)
+    logits = scale * images @ texts.T + bias
     losses = -F.logsigmoid(logits.where(positives, -logits))
     return losses.sum(), losses[positives].sum()
 
 
 def tiled_sums(
-    observed: Observations, instances: Instances, scale: Tensor, bias: Tensor | float
+    images: Tensor, texts: Tensor, grid: Grid, scale: Tensor, bias: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     """The same as `matrix_sums`, tile by tile."""
-    grid = Grid(instances.image_index, instances.text_index, "nothing", mirrored=False)
     bias = bias.to(scale).reshape(()) if isinstance(bias, Tensor) else scale.new_tensor(bias)
-    return sigmoid_losses(*observed[:2], scale.reshape(()), bias, grid)
+    return sigmoid_losses(images, texts, scale.reshape(()), bias, grid)
 
 
 PAIR_COUNTS: dict[str, Callable[[Instances], Tensor | int]] = {

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from .contrast_mxmclr import (
-    QUERY_WEIGHTS,
     WAYS,
     AnyDirection,
     Denominator,
@@ -21,6 +20,7 @@ from .contrast_mxmclr import (
     by_way,
     hard_floors,
     hard_losses,
+    in_pairs,
     logsumexp_by,
     mean_of_queries,
     no_pair,
@@ -47,9 +47,12 @@ def clip(observed: Observations, scale: Tensor) -> ObjectiveOutput:
     in_both = instances.in_both
     if not in_both.any():
         return no_pair(observed, scale)
-    images = observed.image_embeds[first_rows(instances.image_index, len(in_both))[in_both]]
-    texts = observed.text_embeds[first_rows(instances.text_index, len(in_both))[in_both]]
-    loss, components = weigh(*one_to_one(images, texts, scale), 0.5)
+    image = first_rows(instances.image_index, len(in_both))[in_both]
+    text = first_rows(instances.text_index, len(in_both))[in_both]
+    pairs = in_pairs(observed.image_embeds[image], observed.text_embeds[text])
+    if observed.image_queries is not None and observed.text_queries is not None:
+        pairs = pairs._replace(image_queries=observed.image_queries[image], text_queries=observed.text_queries[text])
+    loss, components = weigh(*one_to_one(pairs, scale), 0.5)
     return ObjectiveOutput(loss, components | {"kl": loss.detach()})
 
 
@@ -181,12 +184,12 @@ def supervised(
     normaliser: Normaliser,
 ) -> tuple[Tensor, Tensor]:
     """The mean loss of some anchors, and the least that it can be, `()` each; 0 where none has a positive."""
-    has_positive = direction.num_positives > 0
+    has_positive = direction.queries.num_positives > 0
     kept = direction.only(has_positive)
     if len(kept.query_instance) == 0:
         nothing = 0 * kept.log_sums().sum()
         return nothing, nothing
-    weights = QUERY_WEIGHTS[normaliser](direction).to(direction.dtype)
+    weights = direction.queries.weights(normaliser, direction.dtype)
     share = weights[has_positive].sum() / weights.sum() if lonely == "zero" else 1.0
     losses = hard_losses(kept, hard_form, denominator), hard_floors(kept, hard_form, denominator)
     mean, floor = (share * mean_of_queries(each, kept, normaliser) for each in losses)
@@ -195,23 +198,27 @@ def supervised(
 
 def first_of_each(direction: AnyDirection, num_instances: int) -> AnyDirection:
     """The first query of each instance."""
-    rows = first_rows(direction.query_instance, num_instances)
-    kept = torch.zeros_like(direction.query_instance, dtype=torch.bool)
+    instance = direction.queries.instance
+    rows = first_rows(instance, num_instances)
+    kept = torch.zeros_like(instance, dtype=torch.bool)
     kept[rows[rows < len(kept)]] = True
     return direction.only(kept)
 
 
 def _union(observed: Observations, instances: Instances, scale: Tensor) -> list[AnyDirection]:
     rows = torch.cat([observed.image_embeds, observed.text_embeds])
-    return [within(rows, torch.cat([instances.image_index, instances.text_index]), scale)]
+    asked = None
+    if observed.image_queries is not None and observed.text_queries is not None:
+        asked = torch.cat([observed.image_queries, observed.text_queries])
+    return [within(rows, torch.cat([instances.image_index, instances.text_index]), scale, asked)]
 
 
 def _images(observed: Observations, instances: Instances, scale: Tensor) -> list[AnyDirection]:
-    return [within(observed.image_embeds, instances.image_index, scale)]
+    return [within(observed.image_embeds, instances.image_index, scale, observed.image_queries)]
 
 
 def _texts(observed: Observations, instances: Instances, scale: Tensor) -> list[AnyDirection]:
-    return [within(observed.text_embeds, instances.text_index, scale)]
+    return [within(observed.text_embeds, instances.text_index, scale, observed.text_queries)]
 
 
 def _across(observed: Observations, instances: Instances, scale: Tensor) -> list[AnyDirection]:
@@ -273,16 +280,32 @@ def milnce(
     observed, scale, instances = prepare(observed, scale)
     if not instances.in_both.any():
         return no_pair(observed, scale)
-    directions = both_directions(observed, instances, scale)
-    names = {"images": (0,), "texts": (1,), "both": (0, 1)}[anchors]
-    losses = {WAYS[place]: multiple_instance(directions, place, len(instances.in_both)) for place in names}
+    directions = both_directions(with_fold_mates(observed, instances), instances, scale)
+    sides = (instances.image_index, observed.image_queries), (instances.text_index, observed.text_queries)
+    losses = {}
+    for place in {"images": (0,), "texts": (1,), "both": (0, 1)}[anchors]:
+        way, (index, asked) = directions[place], sides[place]
+        each = multiple_instance(way, directions[1 - place], len(instances.in_both))
+        if asked is not None:  # fold mates were needed for their bag, and are answered for by others
+            each = each.masked_fill(~asked[instances.in_both[index]][way.queries.answered], 0)
+        losses[WAYS[place]] = mean_of_queries(each, way)
     loss = torch.stack(list(losses.values())).mean()
     return ObjectiveOutput(loss, {name: part.detach() for name, part in losses.items()})
 
 
-def multiple_instance(directions: tuple[AnyDirection, AnyDirection], place: int, num_instances: int) -> Tensor:
-    """The mean MIL-NCE loss of the anchors of one direction, `()`."""
-    anchors, bags = directions[place], directions[1 - place]
+def with_fold_mates(observed: Observations, instances: Instances) -> Observations:
+    """The same observations, asking for all of each instance of which any is asked for."""
+    if observed.image_queries is None or observed.text_queries is None:
+        return observed
+    asked = torch.cat([instances.image_index[observed.image_queries], instances.text_index[observed.text_queries]])
+    is_asked = torch.zeros_like(instances.in_both).index_fill(0, asked, True)
+    return observed._replace(
+        image_queries=is_asked[instances.image_index], text_queries=is_asked[instances.text_index]
+    )
+
+
+def multiple_instance(anchors: AnyDirection, bags: AnyDirection, num_instances: int) -> Tensor:
+    """The MIL-NCE loss of each anchor, `(num_answered,)`; the bags' queries are those of the same instances."""
     everything = anchors.log_sums()
     query, scores = anchors.positive_scores()
     positives = logsumexp_by(scores, query, len(anchors.query_instance))
@@ -291,7 +314,7 @@ def multiple_instance(directions: tuple[AnyDirection, AnyDirection], place: int,
     any_other = others.isfinite()
     from_bag = logsumexp_by(others[any_other], bags.query_instance[any_other], num_instances)[anchors.query_instance]
     denominator = torch.logaddexp(everything, torch.logaddexp(positives, from_bag))
-    return (denominator - positives).mean()
+    return denominator - positives
 
 
 def weigh(image_to_text: Tensor, text_to_image: Tensor, share: float) -> ObjectiveOutput:

@@ -11,6 +11,7 @@ from .contrast_mxmclr import (
     hard_losses,
     no_pair,
     prepare,
+    undivided,
     within,
 )
 from .folds_mxmclr import Instances, Observations, positive_mask
@@ -18,6 +19,7 @@ from .folds_mxmclr import Instances, Observations, positive_mask
 Parts = dict[str, tuple[Tensor, Tensor]]  # the loss of each part, and the least that it can be
 
 
+@undivided
 def tcl(
     observed: Observations,
     scale: Tensor,
@@ -102,7 +104,7 @@ def without_momentum(observed: Observations, scale: Tensor, instances: Instances
         within(observed.image_embeds, instances.image_index, scale),
         within(observed.text_embeds, instances.text_index, scale),
     ]
-    ways = [*across, *(way.only(way.num_positives > 0) for way in inside)]
+    ways = [*across, *(way.with_positives() for way in inside)]
     parts = [
         (hard_losses(way).mean(), hard_floors(way).mean())
         if len(way.query_instance)
@@ -131,16 +133,17 @@ def with_momentum(
 ) -> Parts:
     """The cross-modal parts, against distilled targets, and the intra-modal ones, against hard targets."""
     sides = {"image": 0, "text": 1}
+    rows, of_momentum, of_keys = observed[:4], momentum[:4], keys[:4]
     parts: Parts = {}
     for query, key in (("image", "text"), ("text", "image"), ("image", "image"), ("text", "text")):
         place, other = sides[query], sides[key]
-        hard = positive_mask(observed[place + 2], keys[other + 2]).to(scale)
+        hard = positive_mask(rows[place + 2], of_keys[other + 2]).to(scale)
         targets = hard / hard.sum(dim=1, keepdim=True).clamp(min=1)
         if query != key:
             with torch.no_grad():
-                soft = (scale * momentum[place] @ keys[other].T).softmax(dim=1)
+                soft = (scale * of_momentum[place] @ of_keys[other].T).softmax(dim=1)
             targets = distill_weight * soft + (1 - distill_weight) * targets
-        logits = scale * observed[place] @ keys[other].T
+        logits = scale * rows[place] @ of_keys[other].T
         loss = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
         parts[f"{query}_to_{key}"] = loss, torch.special.entr(targets).sum(dim=1).mean()
     return parts

@@ -11,13 +11,13 @@ from torch import Tensor
 from .contrast_mxmclr import (
     Direction,
     Positive,
+    in_pairs,
     matrix_directions,
     mean_of_queries,
     one_to_one,
     prepare,
     shared_seed,
     soft_losses,
-    with_positives,
 )
 from .folds_mxmclr import FOLD_POOLINGS, Observations, mean_by_index, unit_norm
 
@@ -157,7 +157,7 @@ def pooled(
             (observed.text_embeds, instances.text_index),
         )
     ]
-    return torch.stack(one_to_one(sides[0], sides[1], scale)).mean()
+    return torch.stack(one_to_one(in_pairs(*sides), scale)).mean()
 
 
 def mixup(
@@ -175,9 +175,9 @@ def mixup(
         temperature: Temperature of the logits.
     """
     observed, scale, instances = prepare(observed, scale)
-    directions = with_positives(*matrix_directions(observed, instances, scale.new_tensor(1 / temperature)))
+    directions = matrix_directions(observed, instances, scale.new_tensor(1 / temperature))
     losses, draws = [], Random(shared_seed(observed))
-    for way in directions:
+    for way in (each.with_positives() for each in directions):
         kept, partner = draw_mixtures(way, concentration, draws)
         # The logits of mixed queries are their mixed logits.
         mixed = way._replace(logits=kept * way.logits + (1 - kept) * way.logits[partner])

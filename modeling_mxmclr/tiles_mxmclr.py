@@ -27,6 +27,8 @@ class Grid(NamedTuple):
     key_instance: Tensor  # (num_keys,), int64
     leave_out: Left
     mirrored: bool  # queries and keys are the same rows, so that half of the tiles tell all
+    one_way: bool = False  # the sums of queries alone are asked for
+    places: Tensor | None = None  # (num_queries,), int64, the key that each query is, where it is one
 
     @property
     def height(self) -> int:
@@ -48,6 +50,10 @@ class Grid(NamedTuple):
         """Write -inf where a key of a tile takes no part."""
         if self.leave_out == "own":
             tile.masked_fill_(self.own(rows, columns), -torch.inf)
+        elif self.leave_out == "itself" and self.places is not None:
+            column = self.places[rows] - columns.start
+            row = ((column >= 0) & (column < tile.shape[1])).nonzero().squeeze(1)
+            tile[row, column[row]] = -torch.inf
         elif self.leave_out == "itself" and rows == columns:
             tile.fill_diagonal_(-torch.inf)
 
@@ -99,7 +105,7 @@ class Reduced(NamedTuple):
     """What is known of logits."""
 
     of_queries: Tensor  # (num_queries,), logsumexp of each query's; -inf where none takes part
-    of_keys: Tensor  # (num_keys,), logsumexp of each key's
+    of_keys: Tensor  # (num_keys,), logsumexp of each key's; empty where the grid is one-way
     of_pairs: Tensor  # (num_pairs,), the logits of chosen pairs, whether or not they take part
 
 
@@ -123,12 +129,15 @@ class _ReduceLogits(torch.autograd.Function):
         ctx: Any, queries: Tensor, keys: Tensor, scale: Tensor, grid: Grid, pairs: Pairs
     ) -> tuple[Tensor, Tensor, Tensor]:
         of_queries = queries.new_full((len(queries),), -torch.inf)
-        of_keys = of_queries if grid.mirrored else keys.new_full((len(keys),), -torch.inf)
+        of_keys = of_queries if grid.mirrored else keys.new_full((0 if grid.one_way else len(keys),), -torch.inf)
         of_pairs, top = queries.new_empty(pairs.size), queries.new_full((), -torch.inf)
         for rows, columns, tile in logit_tiles(queries, keys, scale, grid):
             members, places = pairs.of(rows, columns)
             of_pairs[members] = tile.view(-1)[places]
             grid.leave_out_of(tile, rows, columns)
+            if grid.one_way:
+                of_queries[rows] = torch.logaddexp(of_queries[rows], tile.logsumexp(dim=1))
+                continue
             by_row, by_column, highest = consume_tile(tile)
             top = torch.maximum(top, highest)
             of_queries[rows] = torch.logaddexp(of_queries[rows], by_row)
@@ -155,10 +164,10 @@ class _ReduceLogits(torch.autograd.Function):
             of_keys, key_sums, key_gradient = of_queries, query_sums, query_gradient
         else:
             key_gradient = torch.zeros_like(keys)
-        hand_on = weights_from((query_sums, key_sums), (of_queries, of_keys))
+        hand_on = None if grid.one_way else weights_from((query_sums, key_sums), (of_queries, of_keys))
         for rows, columns, tile in logit_tiles(queries, keys, scale, grid):
             grid.leave_out_of(tile, rows, columns)
-            if grid.mirrored and rows == columns:
+            if hand_on is None or (grid.mirrored and rows == columns):
                 weights = tile.sub_(query_sums[rows, None]).exp_().mul_(of_queries[rows, None])
             else:
                 weights = hand_on(tile, rows, columns)
@@ -308,7 +317,7 @@ class _SigmoidLosses(torch.autograd.Function):
         ctx: Any, queries: Tensor, keys: Tensor, scale: Tensor, bias: Tensor, grid: Grid
     ) -> tuple[Tensor, Tensor]:
         query_gradient, key_gradient = torch.zeros_like(queries), torch.zeros_like(keys)
-        total = positive = of_bias = queries.new_zeros(())
+        total, positive, of_bias = queries.new_zeros(3).unbind()
         for rows, columns, tile in logit_tiles(queries, keys, scale, grid):
             own = grid.own(rows, columns)
             signed = torch.where(own, tile.add_(bias).neg(), tile)

@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .contrast_mxmclr import ObjectiveOutput, Share, no_pair, one_to_one, prepare, shared_seed
+from .contrast_mxmclr import ObjectiveOutput, Share, in_pairs, no_pair, one_to_one, prepare, shared_seed, undivided
 from .folds_mxmclr import Observations
 from .multiview_objectives_mxmclr import as_rectangle, stack_views
 
 LARGEST_PRODUCT = 2**26  # entries of the table of all combinations that Symile scores
 
 
+@undivided
 def gram(observed: Observations, scale: Tensor, *, label_smoothing: Share = 0.1) -> ObjectiveOutput:
     """GRAM: the first text of an instance against the others' views and further texts, by the volume they span.
 
@@ -71,6 +72,7 @@ def volumes(anchors: Tensor, tuples: Tensor) -> Tensor:
     return squared.masked_fill(flat, 1).sqrt().masked_fill(flat, 0)
 
 
+@undivided
 def symile(
     observed: Observations, scale: Tensor, *, negatives: Literal["all", "shuffled", "pairwise"] = "shuffled"
 ) -> ObjectiveOutput:
@@ -98,7 +100,7 @@ def symile(
     check_tuple_size("symile", len(modalities))
     if negatives == "pairwise":
         pairs = [(one, other) for place, one in enumerate(modalities) for other in modalities[place + 1 :]]
-        loss = torch.stack([torch.stack(one_to_one(one, other, scale)).mean() for one, other in pairs]).sum()
+        loss = torch.stack([torch.stack(one_to_one(in_pairs(one, other), scale)).mean() for one, other in pairs]).sum()
         return ObjectiveOutput(loss, {"kl": loss.detach()})
     generator = torch.Generator().manual_seed(shared_seed(observed))
     losses = []

@@ -25,6 +25,7 @@ from .contrast_mxmclr import (
     sum_by,
 )
 from .folds_mxmclr import Instances, Observations, mean_by_index
+from .queries_mxmclr import Queries
 from .relation_mxmclr import weigh_sides
 
 
@@ -107,24 +108,32 @@ def cwcl(
         return no_pair(observed, scale)
     directions = both_directions(observed, instances, scale)
     references = observed.image_embeds.detach() if image_reference_embeds is None else image_reference_embeds.to(scale)
-    weights = continuous_weights(references, instances.image_index, instances.image_fold_sizes, instances)
+    weights = continuous_weights(
+        references, instances.image_index, instances.image_fold_sizes, instances, directions[0].queries
+    )
     weights = weights / weights.sum(dim=1, keepdim=True)
     image_to_text = soft_losses(directions[0], weights), soft_floors(directions[0], weights)
     if text_weights == "raw":
-        weights = continuous_weights(observed.text_embeds, instances.text_index, instances.text_fold_sizes, instances)
+        weights = continuous_weights(
+            observed.text_embeds, instances.text_index, instances.text_fold_sizes, instances, directions[1].queries
+        )
         text_to_image = soft_losses(directions[1], weights), soft_floors(directions[1], weights.detach())
     else:
         text_to_image = hard_losses(directions[1]), hard_floors(directions[1])
-    losses, floors = zip(image_to_text, text_to_image, strict=True)
-    means = [each.mean() for each in losses]
-    loss = means[0] + means[1]
-    return ObjectiveOutput(loss, by_way(means) | {"kl": loss.detach() - floors[0].mean() - floors[1].mean()})
+    losses, floors = (
+        [mean_of_queries(each, way) for each, way in zip(parts, directions, strict=True)]
+        for parts in zip(image_to_text, text_to_image, strict=True)
+    )
+    loss = losses[0] + losses[1]
+    return ObjectiveOutput(loss, by_way(losses) | {"kl": loss.detach() - floors[0] - floors[1]})
 
 
-def continuous_weights(references: Tensor, index: Tensor, fold_sizes: Tensor, instances: Instances) -> Tensor:
-    """Weight of each instance for each query, `(num_queries, num_instances)`, 0 for those without both modalities."""
+def continuous_weights(
+    references: Tensor, index: Tensor, fold_sizes: Tensor, instances: Instances, which: Queries
+) -> Tensor:
+    """Weight of each instance for each query, `(num_answered, num_instances)`, 0 for those without both modalities."""
     means = mean_by_index(references, index, fold_sizes)
-    queries = references[instances.in_both[index]]
+    queries = references[instances.in_both[index]][which.answered]
     return (queries @ means.T / 2 + 0.5) * instances.in_both
 
 
@@ -148,12 +157,12 @@ def hn_nce(observed: Observations, scale: Tensor, *, alpha: Weight = 1.0, beta: 
     if not instances.in_both.any():
         return no_pair(observed, scale)
     directions = both_directions(observed, instances, scale)
-    losses = [hard_negative_losses(way, alpha, beta).mean() for way in directions]
+    losses = [mean_of_queries(hard_negative_losses(way, alpha, beta), way) for way in directions]
     return ObjectiveOutput(losses[0] + losses[1], by_way(losses))
 
 
 def hard_negative_losses(direction: AnyDirection, alpha: float, beta: float) -> Tensor:
-    """The loss of each query, `(num_queries,)`: the mean over its positives, each against the weighted negatives."""
+    """The loss of each query, `(num_answered,)`: the mean over its positives, each against the weighted negatives."""
     count = (len(direction.key_instance) - direction.num_positives).to(direction.dtype)
     alone = count == 0
     # log of sum w e^s, with w = count e^(beta s) / sum e^(beta s)

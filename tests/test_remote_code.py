@@ -26,6 +26,7 @@ COPIED = {
     "pixels_mxmclr.py",
     "pmrl_mxmclr.py",
     "processing_mxmclr.py",
+    "queries_mxmclr.py",
     "relation_mxmclr.py",
     "scale_mxmclr.py",
     "siglip_mxmclr.py",

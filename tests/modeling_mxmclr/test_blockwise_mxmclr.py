@@ -107,7 +107,7 @@ def outcome(name: str, settings: dict, observed: Observations, scale: float = 7.
         start = settings.get("bias", -10.0)
         inputs["bias"] = torch.tensor([start], dtype=inputs["images"].dtype, requires_grad=True)
         settings = settings | {"bias": inputs["bias"]}
-    output = compute_objective(name, *observed, scale=inputs["scale"], **settings)
+    output = compute_objective(name, *observed[:4], scale=inputs["scale"], **settings)
     gradients = torch.autograd.grad(output.loss, list(inputs.values()), allow_unused=True, materialize_grads=True)
     return {"loss": output.loss.detach(), **output.components, **dict(zip(inputs, gradients, strict=True))}
 

@@ -181,7 +181,7 @@ def test_kl_is_never_more_than_the_loss_of_a_cross_entropy(variant):
 
 def test_repeating_observations_leaves_kl_and_raises_the_loss_by_the_log():
     observed = draw(*EQUAL_IDS)
-    repeated = Observations(*(rows.repeat(3, *[1] * (rows.ndim - 1)) for rows in observed))
+    repeated = Observations(*(rows.repeat(3, *[1] * (rows.ndim - 1)) for rows in observed[:4]))
     once, thrice = (get_objective("unicl")(each, SCALE) for each in (observed, repeated))
     assert_near(thrice.loss - once.loss, math.log(3), 1e-12)
     assert_near(thrice.components["kl"], once.components["kl"], 1e-12)

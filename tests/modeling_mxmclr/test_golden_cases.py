@@ -78,5 +78,5 @@ def test_a_case_is_left_out_where_public_code_is_wrong_and_ours_is_mended():
     assert_near(public_hn_nce_loops(observed, scale, **settings), case["value"], 1e-6)
     mended = hn_nce_loops(observed, scale, **settings)
     assert_near(mended, MENDED_VALUE, 1e-12)
-    ours = compute_objective("hn_nce", *observed, scale=scale, **settings)
+    ours = compute_objective("hn_nce", *observed[:4], scale=scale, **settings)
     assert_near(ours.loss, mended, 1e-12)

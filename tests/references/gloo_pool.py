@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 def _serve(rank: int, world_size: int, rendezvous: str, backend: str, jobs, results) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        backend, f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+        backend, f"file://{rendezvous}", rank=rank, world_size=world_size, timeout=timedelta(seconds=300)
     )
     while (job := jobs.get()) is not None:
         function, arguments = job
@@ -41,7 +41,7 @@ class GlooPool:
     def run(self, function: Callable, *arguments) -> list:
         for jobs in self.jobs:
             jobs.put((function, arguments))
-        answers = sorted((self.results.get(timeout=120) for _ in self.processes), key=lambda answer: answer[0])
+        answers = sorted((self.results.get(timeout=300) for _ in self.processes), key=lambda answer: answer[0])
         if errors := [error for _, _, error in answers if error]:
             raise RuntimeError("\n".join(errors))
         return [answer for _, answer, _ in answers]

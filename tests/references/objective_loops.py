@@ -12,7 +12,7 @@ def dot(a, b) -> float:
 
 
 def as_lists(observed: Observations):
-    return tuple(tensor.tolist() for tensor in observed)
+    return tuple(tensor.tolist() for tensor in observed[:4])
 
 
 def lse(values) -> float:
@@ -129,7 +129,7 @@ def one_to_k_loops(observed, scale, divide=True, score="observations", normalise
     if not divide:
         return loss
     both = in_both(observed)
-    counts = [sum(i in both for i in ids.tolist()) for ids in observed[2:]]
+    counts = [sum(i in both for i in ids.tolist()) for ids in observed[2:4]]
     return loss / (max(counts) / len(both))
 
 

@@ -70,7 +70,7 @@ def momentum(observed: Observations) -> dict[str, Tensor]:
 
 def queue(observed: Observations) -> dict[str, Tensor]:
     dim = observed.image_embeds.shape[1]
-    images, texts, ids, _ = draw([0, 9, 3, 8], [0, 9, 3, 8], dim, 2)
+    images, texts, ids, _ = draw([0, 9, 3, 8], [0, 9, 3, 8], dim, 2)[:4]
     queued = {"image_queue_embeds": images.detach(), "text_queue_embeds": texts.detach(), "queue_group_ids": ids}
     return momentum(observed) | queued
 

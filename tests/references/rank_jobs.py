@@ -2,16 +2,22 @@
 
 import os
 import warnings
+from contextlib import contextmanager
 from unittest import mock
 
 import torch
 from accelerate import Accelerator, PartialState
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_mxmclr import MXMCLRModel, contrast_mxmclr, tiles_mxmclr
-from modeling_mxmclr.distributed_mxmclr import gather_inputs, gather_observations, gather_ragged
+from modeling_mxmclr.distributed_mxmclr import gather_batch, sum_over_ranks
 from modeling_mxmclr.folds_mxmclr import Observations
+from modeling_mxmclr.objectives_mxmclr import get_objective
+from modeling_mxmclr.scale_mxmclr import LogitScale
+from tests.references.golden_inputs import case_inputs
 from tests.references.observed import SCALE, VARIANTS, Variant
 from tests.references.tiny import tiny_batch, tiny_model
 from training import gradient_cases
@@ -61,62 +67,116 @@ def ddp_step(rank: int, dtype: torch.dtype, fields: dict, shares: dict, steps: i
     return answer
 
 
-def hashed_draw(variant: Variant) -> Observations:
+def fsdp_step(rank: int, dtype: torch.dtype, fields: dict, shares: dict):
+    """The loss and whole gradients of a rank whose parameters are sharded, dropout off."""
+    model = tiny_model(**fields).to(dtype)
+    model.training = True
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    for module in (model.text_model, model.vision_model, model):
+        fully_shard(module, mesh=mesh)
+    output = model(**split_batch(tiny_batch(dtype), shares, rank))
+    output.loss.backward()
+    gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
+    return output.loss.item(), as_plain(gradients)
+
+
+def hashed_draw(variant: Variant, dtype: torch.dtype) -> Observations:
     """A variant's observations with ids that mean the same on every rank."""
     observed = variant.draw()
-    return observed._replace(
-        image_group_ids=observed.image_group_ids + 2**40, text_group_ids=observed.text_group_ids + 2**40
+    return Observations(
+        observed.image_embeds.detach().to(dtype),
+        observed.text_embeds.detach().to(dtype),
+        observed.image_group_ids + 2**40,
+        observed.text_group_ids + 2**40,
     )
 
 
-def objective_gradients(variant: Variant, observed: Observations, inputs: dict, gather: bool):
-    """The loss, and its gradients in the given rows, the scale and a learned bias, as plain arrays."""
-    learned = {"scale": SCALE.clone().requires_grad_()}
-    beside = {name: rows for name, rows in inputs.items() if name != "bias"}
+def objective_outcome(variant: Variant, observed: Observations, inputs: dict, gather: bool):
+    """Loss and components, and the gradients in the given rows, the scale and a learned bias, as plain arrays."""
+    dtype = observed.image_embeds.dtype
+    observed = observed._replace(
+        image_embeds=observed.image_embeds.requires_grad_(), text_embeds=observed.text_embeds.requires_grad_()
+    )
+    learned = {"scale": SCALE.to(dtype, copy=True).requires_grad_()}
     if "bias" in inputs:
-        learned["bias"] = torch.as_tensor(inputs["bias"], dtype=torch.float64).clone().requires_grad_()
-    gathered = gather_observations(observed) if gather else observed
-    beside = gather_inputs(beside) if gather else beside
-    extra = {name: value for name, value in learned.items() if name == "bias"}
-    loss = variant.loss(gathered, learned["scale"], **beside, **extra)
+        learned["bias"] = torch.as_tensor(inputs["bias"], dtype=dtype).clone().requires_grad_()
+    beside = {
+        name: rows.to(dtype) if rows.is_floating_point() else rows for name, rows in inputs.items() if name != "bias"
+    }
     leaves = {"images": observed.image_embeds, "texts": observed.text_embeds} | learned
+    if gather:
+        observed, beside, learned = gather_batch(observed, beside, learned)
+    loss, components = variant.output(observed, **learned, **beside)
+    if gather:
+        loss, components = sum_over_ranks(loss, components)
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return loss.item(), as_plain(dict(zip(leaves, gradients, strict=True)))
+    values = {"loss": loss.item()} | {name: part.item() for name, part in components.items()}
+    return values, as_plain(dict(zip(leaves, gradients, strict=True)))
 
 
-def whole_objective(label: str):
-    """The loss and gradients of one process that holds all rows."""
-    observed = hashed_draw(VARIANTS[label])
-    return objective_gradients(VARIANTS[label], observed, VARIANTS[label].inputs(observed), gather=False)
+def whole_objective(label: str, dtype: torch.dtype):
+    """The outcome in one process that holds all rows."""
+    observed = hashed_draw(VARIANTS[label], dtype)
+    return objective_outcome(VARIANTS[label], observed, VARIANTS[label].inputs(observed), gather=False)
 
 
-def shared_objectives(rank: int, labels: list[str], shares: dict[str, list[list[int]]]):
-    """Of each variant, the loss and gradients on a rank that holds its share of the rows."""
+def shared_objectives(rank: int, labels: list[str], dtype: torch.dtype, shares: dict[str, list[list[int]]]):
+    """Of each variant, the outcome on a rank that holds its share of the rows."""
     answers = {}
     for label in labels:
-        whole = hashed_draw(VARIANTS[label])
+        whole = hashed_draw(VARIANTS[label], dtype)
         rows = {side: torch.tensor(shares[side][rank], dtype=torch.int64) for side in ("images", "texts")}
         inputs = {
             name: value if "queue" in name or name == "bias" else value[rows[f"{name.partition('_')[0]}s"]]
             for name, value in VARIANTS[label].inputs(whole).items()
         }
         observed = Observations(
-            whole.image_embeds.detach()[rows["images"]].requires_grad_(),
-            whole.text_embeds.detach()[rows["texts"]].requires_grad_(),
+            whole.image_embeds[rows["images"]],
+            whole.text_embeds[rows["texts"]],
             whole.image_group_ids[rows["images"]],
             whole.text_group_ids[rows["texts"]],
         )
-        answers[label] = objective_gradients(VARIANTS[label], observed, inputs, gather=True)
+        answers[label] = objective_outcome(VARIANTS[label], observed, inputs, gather=True)
     return answers
+
+
+def golden_two_ranks(rank: int, name: str, logit_scale: float, logit_bias: float | None):
+    """A rank's own loss, as public code has it, the sum over ranks, and the gradients of its rows and the scale."""
+    case = {"shapes": {"V": [4, 1, 8], "T": [4, 1, 8]}}
+    mine = slice(2 * rank, 2 * rank + 2)
+    images, texts = (rows.embeds.detach()[mine].requires_grad_() for rows in case_inputs(case)[:2])
+    ids = torch.arange(4)[mine] + 2**40
+    learned = {"scale": torch.tensor([logit_scale], dtype=torch.float64, requires_grad=True)}
+    if logit_bias is not None:
+        learned["bias"] = torch.tensor([logit_bias], dtype=torch.float64)
+    leaves = images, texts, learned["scale"]
+    observed, _, learned = gather_batch(Observations(images, texts, ids, ids), {}, learned)
+    share, components = get_objective(name)(observed, **learned)
+    loss, _ = sum_over_ranks(share, components)
+    gradients = torch.autograd.grad(loss, leaves)
+    return share.item() * torch.distributed.get_world_size(), loss.item(), *(each.numpy() for each in gradients)
+
+
+def tiled_objectives(rank: int, *arguments):
+    """`shared_objectives` without a matrix of logits."""
+    with by_tiles():
+        return shared_objectives(rank, *arguments)
 
 
 def ddp_step_by_tiles(rank: int, dtype: torch.dtype, fields: dict, shares: dict):
     """`ddp_step` whose objective holds no matrix of logits."""
+    with by_tiles():
+        return ddp_step(rank, dtype, fields, shares)
+
+
+@contextmanager
+def by_tiles():
+    """A context in which objectives hold no matrix of logits, and tiles are of three rows."""
     with (
         mock.patch.object(contrast_mxmclr, "MATRIX_LOGITS", -1),
         mock.patch.object(tiles_mxmclr, "TILE", 3),
     ):
-        return ddp_step(rank, dtype, fields, shares)
+        yield
 
 
 def lone_evaluation(rank: int):
@@ -131,10 +191,30 @@ def gather_in_evaluation(rank: int, shares: dict):
 
 
 def gather_rows(rank: int, sizes: list[int]):
+    """Gathered rows, which are this rank's, and the gradient of the rank's number plus one times their sum."""
     rows = torch.full((sizes[rank], 2), float(rank), requires_grad=True)
-    gathered = gather_ragged(rows)
-    gathered.sum().backward()
-    return gathered.detach().numpy(), rows.grad.numpy()
+    nothing, ids = torch.zeros(0, 2), torch.full((sizes[rank],), 2**40)
+    gathered = gather_batch(Observations(rows, nothing, ids, ids[:0]), {}, {}).observed
+    ((rank + 1) * gathered.image_embeds.sum()).backward()
+    return gathered.image_embeds.detach().numpy(), gathered.image_queries.numpy(), rows.grad.numpy()
+
+
+def share_a_sum(rank: int):
+    """The sum of shares, its component, and the gradient of this rank's share."""
+    share = torch.tensor(float(rank + 1), requires_grad=True)
+    loss, components = sum_over_ranks(share, {"part": torch.tensor(2.0)})
+    loss.backward()
+    return loss.item(), components["part"].item(), share.grad.item()
+
+
+def learned_beyond_its_limit(rank: int, slopes: list[float]):
+    """The gradient of a log scale beyond its maximum, of which each rank's share says its own."""
+    scale, ids = LogitScale(maximum=10.0), torch.tensor([2**40])
+    scale.weight.data.fill_(5.0)
+    rows = torch.ones(1, 2)
+    learned = gather_batch(Observations(rows, rows, ids, ids), {}, {"scale": scale()}).learned
+    sum_over_ranks(slopes[rank] * learned["scale"].sum(), {})[0].backward()
+    return scale.weight.grad.item()
 
 
 def numbered_ids(rank: int):

@@ -49,7 +49,7 @@ def main(words: Sequence[str]) -> int:
     sys.stdout.write(describe(arguments, batches, dtype) + "\n")
     failed = 0
     for case, difference in compare(build_cases(chosen.ranks, chosen.micro_batch, chosen.tile), model, batches):
-        exact = max(difference.loss, difference.gradient) <= TOLERANCE[dtype]  # so that nan is not
+        exact = max(difference.loss, difference.gradient) <= TOLERANCE[dtype]
         failed += not exact
         sys.stdout.write(line_of(case, difference, exact) + "\n")
         sys.stdout.flush()
@@ -106,7 +106,8 @@ def prepare(
         image_size_of(processor), data.crop_scale, data.rotation, data.horizontal_flip, data.colour_jitter
     )
     collate = FoldCollator(processor, views, captions_drawn, augment, frozen_text, arguments.optimization.seed)
-    return model.to(dtype), [in_dtype(collate(batch), dtype) for batch in drawn]
+    model.double() if dtype == torch.float64 else model.float()
+    return model, [in_dtype(collate(batch), dtype) for batch in drawn]
 
 
 def draw_rows(rows: RawRows, instances: int, count: int, seed: int) -> list[list[dict]]:

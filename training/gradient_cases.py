@@ -1,11 +1,14 @@
 """Ways to take one gradient, as `training/exactness.py` compares them, in this process and on several ranks."""
 
+import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -85,7 +88,7 @@ def on_ranks(cases: Sequence[Case], model: MXMCLRModel, batches: Sequence[Batch]
         world_size = cases[0].ranks
         arguments = (world_size, Path(folder), cases, model, batches)
         multiprocessing.start_processes(run_rank, arguments, world_size, start_method="spawn")
-        answers = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+        answers = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world_size)]
     return [Difference(*max(each, key=lambda found: found[1])) for each in zip(*answers, strict=True)]
 
 
@@ -98,7 +101,7 @@ def run_rank(
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
     dist.init_process_group("gloo", f"file://{folder / 'rendezvous'}", rank=rank, world_size=world_size)
     found = differences_here(cases, model, batches)
-    torch.save([(each.loss, each.gradient, each.parameter) for each in found], folder / f"{rank}.pt")
+    (folder / f"{rank}.json").write_text(json.dumps([(each.loss, each.gradient, each.parameter) for each in found]))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -117,9 +120,7 @@ def plain_gradients(model: MXMCLRModel, batch: Batch) -> tuple[float, Gradients]
     model.eval()
     model.zero_grad()
     with tiles_of(MATRIX):
-        loss = model(**batch).loss
-        loss.backward()
-    return loss.item(), gradients_of(model)
+        return backpropagated(model, model(**batch))
 
 
 def held_gradients(model: MXMCLRModel, batch: Batch, sizes: MicroBatchSizes) -> tuple[float, Gradients]:
@@ -132,9 +133,7 @@ def held_gradients(model: MXMCLRModel, batch: Batch, sizes: MicroBatchSizes) -> 
         sides.append(
             torch.cat([each.text_embeds if each.image_embeds is None else each.image_embeds for each in outputs])
         )
-    loss = model(image_embeds=sides[0], text_embeds=sides[1], **rest).loss
-    loss.backward()
-    return loss.item(), gradients_of(model)
+    return backpropagated(model, model(image_embeds=sides[0], text_embeds=sides[1], **rest))
 
 
 def difference_of(
@@ -175,7 +174,8 @@ def step_gradients(
     with tiles_of(case.tile):
         for batch in batches:
             with accelerator.accumulate(wrapped):
-                losses.append(take_gradients(accelerator, wrapped, batch, case.sizes).loss.item())
+                output: Any = take_gradients(accelerator, wrapped, batch, case.sizes)
+                losses.append(output.loss.item())
     return losses, gradients_of(model)
 
 
@@ -183,15 +183,21 @@ def largest_difference(
     losses: Sequence[float], gradients: Gradients, expected: Sequence[tuple[float, Gradients]]
 ) -> Difference:
     """How far losses lie from those expected, and a gradient from the mean of those expected."""
-    loss = max(abs(one - other) / max(1, abs(other)) for one, (other, _) in zip(losses, expected, strict=True))
-    mean = {name: sum(each[name] for _, each in expected) / len(expected) for name in expected[0][1]}
-    largest = max(rows.abs().max().item() for rows in mean.values())
+    pairs = zip(losses, expected, strict=True)
+    loss = max(or_infinity(abs(one - other) / max(1, abs(other))) for one, (other, _) in pairs)
+    mean = {name: torch.stack([each[name] for _, each in expected]).mean(dim=0) for name in expected[0][1]}
+    largest = max(rows.abs().max().item() for rows in mean.values()) or 1.0
     apart = {}
     for name in mean.keys() | gradients.keys():
         one, other = (each.get(name, torch.zeros(())) for each in (gradients, mean))
-        apart[name] = (one - other).abs().max().item() / largest
+        apart[name] = or_infinity((one - other).abs().max().item() / largest)
     parameter = max(sorted(apart), key=apart.__getitem__)
     return Difference(loss, apart[parameter], parameter)
+
+
+def or_infinity(difference: float) -> float:
+    """A difference, and infinity for one that is no number, which would compare as small."""
+    return math.inf if math.isnan(difference) else difference
 
 
 def share_of(batch: Batch, case: Case, rank: int) -> Batch:
@@ -208,6 +214,12 @@ def share_of(batch: Batch, case: Case, rank: int) -> Batch:
         name: rows[mine["images" if name in ("pixel_values", "image_group_ids") else "texts"]]
         for name, rows in batch.items()
     }
+
+
+def backpropagated(model: nn.Module, output: Any) -> tuple[float, Gradients]:
+    """The loss that a model put out, and its gradient."""
+    output.loss.backward()
+    return output.loss.item(), gradients_of(model)
 
 
 def gradients_of(model: nn.Module) -> Gradients:

@@ -70,6 +70,8 @@ def test_a_difference_is_relative_to_the_largest_entry_of_the_whole_gradient():
     plain = {"a": torch.tensor([4.0, 1.0]), "b": torch.tensor([1.0])}
     found = largest_difference([5.0], {"a": torch.tensor([4.0, 1.0]), "b": torch.tensor([0.5])}, [(4.0, plain)])
     assert (found.loss, found.gradient, found.parameter) == (0.25, 0.125, "b")
+    broken = largest_difference([torch.nan], {**plain, "b": torch.tensor([torch.nan])}, [(4.0, plain)])
+    assert (broken.loss, broken.gradient, broken.parameter) == (torch.inf, torch.inf, "b")
     missing = largest_difference([4.0], {"a": plain["a"]}, [(4.0, plain)])
     assert (missing.loss, missing.gradient) == (0, 0.25)
     mean = largest_difference(

@@ -158,19 +158,18 @@ def test_several_data_sets_train_on_two_ranks_and_the_first_is_scored(recipe, fl
 
 @pytest.mark.slow
 def test_micro_batches_train_as_the_whole_batch_does(recipe):
+    vision = '{"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}'
+    text = '{"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, '
+    text += '"intermediate_size": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}'
+    towers = [f"--vision_config={vision}", f"--text_config={text}"]
+    micro = ["--micro_batch_images=3", "--micro_batch_texts=4"]
     losses = {}
-    for name, words in (("whole", []), ("micro", ["--micro_batch_images=3", "--micro_batch_texts=4"])):
-        for processes in (1, 2):
-            tower = '{"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}'
-            words = [*words, f"--vision_config={tower}", "--image_size=16", f"--output_dir=runs/{name}{processes}"]
-            text = '{"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, '
-            text += '"intermediate_size": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}'
-            run = launch("train.py", recipe, f"--text_config={text}", *words, processes=processes, cwd=recipe.parent)
-            assert run.returncode == 0, run.stderr
-            lines = (recipe.parent / "runs" / f"{name}{processes}" / "history.jsonl").read_text().splitlines()
-            losses[name, processes] = [
-                entry["train/loss"] for entry in map(json.loads, lines) if "train/loss" in entry
-            ]
+    for name, words, processes in (("whole", [], 1), ("micro", micro, 1), ("ranks", micro, 2)):
+        words = [*towers, *words, f"--output_dir=runs/{name}"]
+        run = launch("train.py", recipe, *words, processes=processes, cwd=recipe.parent)
+        assert run.returncode == 0, run.stderr
+        lines = (recipe.parent / "runs" / name / "history.jsonl").read_text().splitlines()
+        losses[name] = [entry["train/loss"] for entry in map(json.loads, lines) if "train/loss" in entry]
     first, *others = losses.values()
     assert len(first) == 4
     for each in others:

@@ -1,6 +1,8 @@
 """What the benchmarks share: tasks that take turns, ratios with their spread, peak memory, the machine in a line."""
 
 import argparse
+import ctypes
+import gc
 import os
 import platform
 import statistics
@@ -111,6 +113,9 @@ def forget_peak() -> None:
 
 def peak_megabytes(task: Callable[[], object]) -> float:
     """By how much resident memory grew at most while this ran."""
+    gc.collect()
+    # What was freed but not given back would be used again, and not be seen.
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)(0)
     before = resident_megabytes()
     forget_peak()
     task()

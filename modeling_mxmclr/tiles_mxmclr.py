@@ -1,14 +1,19 @@
 """Reductions of `scale * queries @ keys.T`, tile by tile and with backward passes of their own: no matrix is ever held."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Rows and columns of a tile: enough for a matrix product at full speed, few enough for a core's own cache.
+# Columns of a tile, and of a square one rows: enough for a matrix product at full speed, few enough for a core's cache.
 TILE = 512
+# Rows of a tile that need not be square, in tiles: long products are faster.
+LONG = 4
+# How far apart log-sums may lie that share an exponential, of what the type can hold.
+SPAN = 0.8
 # Pairs whose rows are gathered at once.
 PAIRS = 1024
 
@@ -25,9 +30,14 @@ class Grid(NamedTuple):
     one_way: bool = False  # the sums of queries alone are asked for
     places: Tensor | None = None  # (num_queries,), int64, the key that each query is, where it is one
 
+    @property
+    def height(self) -> int:
+        """Most rows of a tile."""
+        return TILE if self.mirrored else LONG * TILE
+
     def tiles(self) -> Iterator[tuple[slice, slice]]:
         """Rows and columns of each tile."""
-        for rows in blocks(len(self.query_instance)):
+        for rows in blocks(len(self.query_instance), self.height):
             for columns in blocks(len(self.key_instance)):
                 if not self.mirrored or rows.start <= columns.start:
                     yield rows, columns
@@ -48,15 +58,16 @@ class Grid(NamedTuple):
             tile.fill_diagonal_(-torch.inf)
 
 
-def blocks(size: int) -> Iterator[slice]:
-    """Slices of at most `TILE` rows that cover all."""
-    for start in range(0, size, TILE):
-        yield slice(start, min(start + TILE, size))
+def blocks(size: int, height: int | None = None) -> Iterator[slice]:
+    """Slices of at most `height` rows that cover all; `TILE` where None."""
+    step = height or TILE
+    for start in range(0, size, step):
+        yield slice(start, min(start + step, size))
 
 
 def logit_tiles(queries: Tensor, keys: Tensor, scale: Tensor, grid: Grid) -> Iterator[tuple[slice, slice, Tensor]]:
     """Rows, columns and all logits of each tile, in one memory that each tile writes anew."""
-    memory = queries.new_empty(min(TILE, len(queries)) * min(TILE, len(keys)))
+    memory = queries.new_empty(min(grid.height, len(queries)) * min(TILE, len(keys)))
     for rows, columns in grid.tiles():
         shape = rows.stop - rows.start, columns.stop - columns.start
         tile = memory[: shape[0] * shape[1]].view(shape)
@@ -76,16 +87,17 @@ class Pairs:
     def __init__(self, query: Tensor, key: Tensor, grid: Grid) -> None:
         row, column = (torch.minimum(query, key), torch.maximum(query, key)) if grid.mirrored else (query, key)
         self.size, self.numbers = len(query), len(list(blocks(len(grid.key_instance))))
+        self.height = grid.height
         # The place within its tile, tiles in reading order.
         width = (len(grid.key_instance) - column // TILE * TILE).clamp(max=TILE)
-        self.places = row % TILE * width + column % TILE
-        tile = row // TILE * self.numbers + column // TILE
-        counts = tile.bincount(minlength=self.numbers * len(list(blocks(len(grid.query_instance)))))
+        self.places = row % self.height * width + column % TILE
+        tile = row // self.height * self.numbers + column // TILE
+        counts = tile.bincount(minlength=self.numbers * len(list(blocks(len(grid.query_instance), self.height))))
         self.members = tile.argsort(stable=True).split(counts.tolist())
 
     def of(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """Which pairs lie in a tile, and their places in it once it is flat, `(num_members,)` each."""
-        members = self.members[rows.start // TILE * self.numbers + columns.start // TILE]
+        members = self.members[rows.start // self.height * self.numbers + columns.start // TILE]
         return members, self.places[members]
 
 
@@ -118,14 +130,20 @@ class _ReduceLogits(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         of_queries = queries.new_full((len(queries),), -torch.inf)
         of_keys = of_queries if grid.mirrored else keys.new_full((0 if grid.one_way else len(keys),), -torch.inf)
-        of_pairs = queries.new_empty(pairs.size)
+        of_pairs, top = queries.new_empty(pairs.size), queries.new_full((), -torch.inf)
         for rows, columns, tile in logit_tiles(queries, keys, scale, grid):
             members, places = pairs.of(rows, columns)
             of_pairs[members] = tile.view(-1)[places]
             grid.leave_out_of(tile, rows, columns)
-            of_queries[rows] = torch.logaddexp(of_queries[rows], tile.logsumexp(dim=1))
-            if not grid.one_way and not (grid.mirrored and rows == columns):
-                of_keys[columns] = torch.logaddexp(of_keys[columns], tile.logsumexp(dim=0))
+            if grid.one_way:
+                of_queries[rows] = torch.logaddexp(of_queries[rows], tile.logsumexp(dim=1))
+                continue
+            by_row, by_column, highest = consume_tile(tile)
+            top = torch.maximum(top, highest)
+            of_queries[rows] = torch.logaddexp(of_queries[rows], by_row)
+            if not grid.mirrored or rows != columns:
+                of_keys[columns] = torch.logaddexp(of_keys[columns], by_column)
+        mend_far_sums(of_keys, top, queries, keys, scale, grid)
         if grid.mirrored:
             of_keys = of_queries.new_empty(0)
         ctx.save_for_backward(queries, keys, scale, of_queries, of_keys)
@@ -146,11 +164,12 @@ class _ReduceLogits(torch.autograd.Function):
             of_keys, key_sums, key_gradient = of_queries, query_sums, query_gradient
         else:
             key_gradient = torch.zeros_like(keys)
+        by_rows = weights_of_rows(query_sums, of_queries)
+        hand_on = by_rows if grid.one_way else weights_from((query_sums, key_sums), (of_queries, of_keys))
         for rows, columns, tile in logit_tiles(queries, keys, scale, grid):
             grid.leave_out_of(tile, rows, columns)
-            weights = (tile - query_sums[rows, None]).exp_().mul_(of_queries[rows, None])
-            if not grid.one_way and not (grid.mirrored and rows == columns):
-                weights.addcmul_(tile.sub_(key_sums[columns]).exp_(), of_keys[columns])
+            find_weights = by_rows if grid.mirrored and rows == columns else hand_on
+            weights = find_weights(tile, rows, columns)
             members, places = ctx.pairs.of(rows, columns)
             weights.view(-1).index_add_(0, places, of_pairs[members])
             query_gradient[rows].addmm_(weights, keys[columns])
@@ -159,6 +178,82 @@ class _ReduceLogits(torch.autograd.Function):
         if grid.mirrored:  # each logit was met from both of its rows, and all of the gradient lies in one tensor
             return query_gradient.mul_(scale), None, of_scale / 2, None, None
         return query_gradient.mul_(scale), key_gradient.mul_(scale), of_scale, None, None
+
+
+def consume_tile(tile: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logsumexp of each row and each column of a tile, and its highest logit; the tile itself is used up.
+
+    One exponential serves both sides, each row less its highest logit. So a column that lies far below the highest logit
+    of all underflows; see `mend_far_sums`.
+    """
+    highest = tile.amax(dim=1)
+    top = highest.amax().clamp(min=torch.finfo(tile.dtype).min)
+    tile.sub_(highest.masked_fill(highest.isinf(), 0)[:, None]).exp_()
+    return tile.sum(dim=1).log() + highest, (tile.T @ (highest - top).exp()).log() + top, top
+
+
+def mend_far_sums(sums: Tensor, top: Tensor, queries: Tensor, keys: Tensor, scale: Tensor, grid: Grid) -> None:
+    """Find the logsumexp of those keys anew that `consume_tile` may not have told exactly, in place.
+
+    Args:
+        sums: `(num_keys,)`, what the tiles told of each key.
+        top: `()`, the highest logit of all.
+        queries: `(num_queries, dim)`.
+        keys: `(num_keys, dim)`.
+        scale: `()`.
+        grid: Which logits take part.
+    """
+    numbers = torch.finfo(sums.dtype)
+    # What may have underflowed, against the last digit of what is left.
+    far = sums < top + math.log(numbers.tiny) - math.log(numbers.eps) + math.log(max(1, len(queries)))
+    for part in far.nonzero().squeeze(1).split(TILE):
+        sums[part] = -torch.inf
+        for rows in blocks(len(queries)):
+            tile = scale * queries[rows] @ keys[part].T
+            if grid.leave_out == "own":
+                tile.masked_fill_(grid.query_instance[rows, None] == grid.key_instance[part], -torch.inf)
+            elif grid.leave_out == "itself":
+                tile.masked_fill_(torch.arange(rows.start, rows.stop, device=part.device)[:, None] == part, -torch.inf)
+            sums[part] = torch.logaddexp(sums[part], tile.logsumexp(dim=0))
+
+
+def weights_of_rows(sums: Tensor, gradients: Tensor) -> Callable[[Tensor, slice, slice], Tensor]:
+    """`weights_from` the log-sums of rows alone and their gradients."""
+
+    def each_row(tile: Tensor, rows: slice, columns: slice) -> Tensor:
+        return tile.sub_(sums[rows, None]).exp_().mul_(gradients[rows, None])
+
+    return each_row
+
+
+def weights_from(
+    sums: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor]
+) -> Callable[[Tensor, slice, slice], Tensor]:
+    """A function that turns a tile of logits into their gradients, from the log-sums of rows and columns and theirs.
+
+    One exponential serves both sides where their log-sums lie so close that what divides them is a finite number.
+    """
+    (of_rows, of_columns), (row_gradients, column_gradients) = sums, gradients
+    lowest, highest = torch.cat(sums).aminmax()
+    if highest - lowest > SPAN * math.log(torch.finfo(of_rows.dtype).max):
+
+        def each_by_itself(tile: Tensor, rows: slice, columns: slice) -> Tensor:
+            weights = (tile - of_rows[rows, None]).exp_().mul_(row_gradients[rows, None])
+            return weights.addcmul_(tile.sub_(of_columns[columns]).exp_(), column_gradients[columns])
+
+        return each_by_itself
+
+    middle = (lowest + highest) / 2
+    half_rows, half_columns = of_rows / 2, of_columns / 2
+    up_rows, up_columns = (half_rows - middle / 2).exp(), (half_columns - middle / 2).exp()
+    down_rows, down_columns = row_gradients / up_rows, column_gradients / up_columns
+
+    def both_at_once(tile: Tensor, rows: slice, columns: slice) -> Tensor:
+        tile.sub_(half_rows[rows, None]).sub_(half_columns[columns]).exp_()
+        factors = torch.outer(down_rows[rows], up_columns[columns])
+        return tile.mul_(factors.addr_(up_rows[rows], down_columns[columns]))
+
+    return both_at_once
 
 
 def dot(one: Tensor, other: Tensor) -> Tensor:

@@ -151,10 +151,15 @@ class LoraArguments:
     lora_towers: str = flag(
         "Towers that get an adapter: `both`, `text` or `vision`; heads always learn.", default="both"
     )
+    lora_norms: bool = flag(
+        "Let the norms of these towers learn whole as well, with their batch statistics: for a corpus that looks unlike "
+        "the base's.",
+        default=False,
+    )
     lora_targets: list[str] = field(
         default_factory=lambda: ["auto"],
         metadata={
-            "help": "`auto` for every linear layer and plain convolution that an embedding depends on, or regular "
+            "help": "`auto` for every linear layer, embedding table and plain convolution that a result depends on, or regular "
             "expressions of the ends of module names, such as `query value` or `attention\\..*`."
         },
     )

@@ -37,14 +37,17 @@ class Adapter:
 def attach_adapter(model: MXMCLRModel, processor: MXMCLRProcessor, arguments: LoraArguments) -> Adapter:
     """Put an untrained adapter into a model, and freeze the rest of it.
 
-    Heads and scale learn whole, and are kept with the adapter. Batch norms are frozen with their statistics
-    (`set_training_mode` sees to it): these belong to the base, so an adapter that had been trained on other ones would
-    not work on the base that is on disk.
+    Heads and scale learn whole, and are kept with the adapter; so do norms with their statistics where `lora_norms` asks
+    for it. Else batch norms are frozen (`set_training_mode` sees to it): an adapter that had been trained on other
+    statistics than those of the base that is on disk would not work on it.
 
     Raises:
         ValueError: When `lora_targets` names no layer, or one that LoRA doesn't fit.
     """
-    heads = [name for name in HEADS if any(True for _ in getattr(model, name).parameters())]
+    whole = [name for name in HEADS if any(True for _ in getattr(model, name).parameters())]
+    if arguments.lora_norms:
+        towers = TOWERS[arguments.lora_towers]
+        whole += [name for tower in towers for name in reached_layers(model, tower, processor, normalises)]
     config = LoraConfig(
         r=arguments.lora_rank or 0,
         lora_alpha=arguments.lora_alpha,  # type: ignore[arg-type]
@@ -52,7 +55,7 @@ def attach_adapter(model: MXMCLRModel, processor: MXMCLRProcessor, arguments: Lo
         use_rslora=arguments.use_rslora,
         use_dora=arguments.use_dora,
         target_modules=find_targets(model, processor, arguments),
-        modules_to_save=heads,
+        modules_to_save=whole,
     )
     adapted = inject(model, config)
     config.base_model_name_or_path = name_of_base(model)
@@ -73,7 +76,7 @@ def find_targets(model: MXMCLRModel, processor: MXMCLRProcessor, arguments: Lora
         ValueError: When a pattern of `lora_targets` matches none of them.
     """
     towers = TOWERS[arguments.lora_towers]
-    fitting = [name for tower in towers for name in fitting_layers(model, tower, processor)]
+    fitting = [name for tower in towers for name in reached_layers(model, tower, processor, fits)]
     if arguments.lora_targets == ["auto"]:
         return fitting
     chosen: set[str] = set()
@@ -88,14 +91,16 @@ def find_targets(model: MXMCLRModel, processor: MXMCLRProcessor, arguments: Lora
     return sorted(chosen, key=fitting.index)
 
 
-def fitting_layers(model: MXMCLRModel, modality: str, processor: MXMCLRProcessor) -> list[str]:
-    """Names of a tower's layers that LoRA fits and that its embedding depends on, whatever family it is of.
+def reached_layers(
+    model: MXMCLRModel, modality: str, processor: MXMCLRProcessor, wanted: Callable[[nn.Module], bool]
+) -> list[str]:
+    """Names of a tower's layers of a kind that its embedding depends on, whatever family it is of.
 
     They are found by running the tower. That leaves out layers that nobody reads, such as a pooler beside mean pooling,
     and weights that a parent uses without calling the layer, such as the output of `nn.MultiheadAttention`.
     """
     prefix = f"{modality}_model."
-    layers = {name: each for name, each in model.named_modules() if name.startswith(prefix) and fits(each)}
+    layers = {name: each for name, each in model.named_modules() if name.startswith(prefix) and wanted(each)}
     markers: dict[str, Tensor] = {}
     hooks = [layer.register_forward_hook(add_marker(name, markers)) for name, layer in layers.items()]
     inputs = {name: rows.to(model.device) for name, rows in probe_inputs(processor).items()}
@@ -110,13 +115,19 @@ def fitting_layers(model: MXMCLRModel, modality: str, processor: MXMCLRProcessor
 
 
 def fits(module: nn.Module) -> bool:
-    """Whether peft adapts and merges a module: linear layers and plain convolutions, neither grouped nor dilated.
+    """Whether peft adapts and merges a module: linear layers, embeddings, convolutions neither grouped nor dilated.
 
     A grouped convolution is small already, and the low-rank one beside it would be whole, and can't be merged.
     """
     if isinstance(module, nn.Conv2d):
         return module.groups == 1 and module.dilation == (1, 1) and module.padding_mode == "zeros"
-    return isinstance(module, nn.Linear)
+    return isinstance(module, nn.Linear | nn.Embedding)
+
+
+def normalises(module: nn.Module) -> bool:
+    """Whether a layer only scales and shifts its features: a norm of any kind, told by the shape of what it learns."""
+    weights = list(module.parameters())
+    return bool(weights) and not any(module.children()) and all(weight.ndim == 1 for weight in weights)
 
 
 def add_marker(name: str, markers: dict[str, Tensor]) -> Callable[[nn.Module, Any, Tensor], Tensor]:
@@ -137,14 +148,13 @@ def describe_adapter(adapter: Adapter) -> str:
     total = sum(weight.numel() for weight in model.parameters()) - sum(learning.values())
     variant = "rsLoRA" * config.use_rslora + "DoRA" * config.use_dora or "LoRA"
     modules = summary_of(sorted({name.partition(".lora_")[0] for name in added}))
+    whole = "heads and scale" if set(config.modules_to_save) <= set(HEADS) else "heads, scale and norms"
     lines = [f"{variant} of rank {config.r}, alpha {config.lora_alpha:g}, on {sum(modules.values())} layers:"]
     lines += [f"  {count:>3} x {name}" for name, count in modules.items()]
     for tower in TOWERS["both"]:
         size = sum(size for name, size in added.items() if name.startswith(f"{tower}_model."))
         lines.append(f"  {size:,} parameters in the {tower} tower")
-    lines.append(
-        f"  {sum(learning.values()) - sum(added.values()):,} parameters in heads and scale, which learn whole"
-    )
+    lines.append(f"  {sum(learning.values()) - sum(added.values()):,} parameters in {whole}, which learn whole")
     lines.append(f"  together {sum(learning.values()) / total:.2%} of the base's {total:,}")
     return "\n".join(lines)
 

@@ -84,6 +84,7 @@ def blockwise(monkeypatch):
     def switch(tile: int = 5, pairs: int = 7) -> None:
         monkeypatch.setattr(contrast_mxmclr, "MATRIX_LOGITS", -1)
         monkeypatch.setattr(tiles_mxmclr, "TILE", tile)
+        monkeypatch.setattr(tiles_mxmclr, "LONG", 2)
         monkeypatch.setattr(tiles_mxmclr, "PAIRS", pairs)
 
     return switch
@@ -188,6 +189,51 @@ def test_gradients_of_rows_against_themselves_are_those_of_finite_differences(le
         return reduced.of_queries, reduced.of_pairs
 
     assert torch.autograd.gradcheck(sums, (*rows(7), SCALE))
+
+
+FAR = {"far rows": (1, 0), "far columns": (0, 1), "far apart": (1, 1)}
+
+
+@pytest.mark.parametrize("far", FAR.values(), ids=FAR.keys())
+@pytest.mark.parametrize("leave_out", ["nothing", "own"])
+def test_log_sums_far_below_the_highest_logit_are_exact(leave_out, far, blockwise):
+    # Logits from -200 to 200 beside each other: what shares an exponential with 200 is 0 in float32.
+    blockwise(3, 2)
+    queries, keys = torch.tensor([[2.0]] * 4 + [[-2.0]] * 3), torch.tensor([[1.0]] * 3 + [[-1.0]] * 2)
+    queries, keys = (
+        (given.abs() if not is_far else given).requires_grad_()
+        for given, is_far in zip((queries, keys), far, strict=True)
+    )
+    with torch.no_grad():
+        keys[-1] /= 50
+    scale = torch.tensor(100.0)
+    grid = Grid(QUERY_INSTANCE, KEY_INSTANCE, leave_out, mirrored=False)
+    nothing = torch.empty(0, dtype=torch.int64)
+    reduced = reduce_logits(queries, keys, scale, grid, Pairs(nothing, nothing, grid))
+    logits = (scale * queries @ keys.T).masked_fill(
+        (QUERY_INSTANCE[:, None] == KEY_INSTANCE) & (leave_out == "own"), -torch.inf
+    )
+    expected = logits.logsumexp(dim=1), logits.logsumexp(dim=0)
+    torch.testing.assert_close((reduced.of_queries, reduced.of_keys), expected)
+    ours = torch.autograd.grad(reduced.of_queries.sum() + reduced.of_keys.sum(), (queries, keys))
+    gradients = torch.autograd.grad(expected[0].sum() + expected[1].sum(), (queries, keys))
+    torch.testing.assert_close(ours, gradients, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("leave_out", ["itself", "own"])
+def test_rows_far_below_the_highest_logit_are_exact_against_themselves(leave_out, blockwise):
+    blockwise(3, 2)
+    own = torch.tensor([[20.0, 0.0], [18.0, 0.0], [0.0, 1.0], [0.0, 2.0], [19.0, 0.0], [0.0, -1.5], [0.0, 0.5]])
+    own.requires_grad_()
+    grid = Grid(QUERY_INSTANCE, QUERY_INSTANCE, leave_out, mirrored=True)
+    nothing = torch.empty(0, dtype=torch.int64)
+    sums = reduce_logits(own, own, torch.tensor(1.0), grid, Pairs(nothing, nothing, grid)).of_queries
+    left = torch.eye(7, dtype=torch.bool) if leave_out == "itself" else QUERY_INSTANCE[:, None] == QUERY_INSTANCE
+    expected = (own @ own.T).masked_fill(left, -torch.inf).logsumexp(dim=1)
+    torch.testing.assert_close(sums, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(sums.sum(), own), torch.autograd.grad(expected.sum(), own), rtol=1e-5, atol=1e-4
+    )
 
 
 def test_gradients_of_pairs_sigmoids_and_spreads_are_those_of_finite_differences(blockwise):
@@ -318,4 +364,4 @@ def test_every_row_gives_mass_to_all_instances_in_both(blockwise):
     torch.testing.assert_close(spread.values, torch.ones(7, 1, dtype=torch.float64))
     masses = (SCALE * queries @ keys.T).softmax(dim=1)
     torch.testing.assert_close(spread.entropies, torch.special.entr(masses).sum(dim=1).detach())
-    assert len(list(everything(queries, keys).tiles())) == 6
+    assert len(list(everything(queries, keys).tiles())) == 4

@@ -109,7 +109,8 @@ def test_grouped_and_dilated_convolutions_are_left_out():
     assert not fits(nn.Conv2d(4, 4, 3, groups=4))
     assert not fits(nn.Conv2d(4, 4, 3, dilation=2))
     assert not fits(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"))
-    assert not fits(nn.Embedding(4, 4))
+    assert fits(nn.Embedding(4, 4))
+    assert not fits(nn.LayerNorm(4))
     model = tiny_model("bert", "convnext")
     assert not any("dwconv" in name for name in targets(model))
 
@@ -159,6 +160,38 @@ def test_batch_norms_keep_the_statistics_of_the_base():
     torch.testing.assert_close(base_state(model), before, rtol=0, atol=0)
     assert not any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
     assert model.visual_projection.training
+
+
+@pytest.mark.parametrize(("text", "vision"), [("bert", "resnet"), ("t5", "vit"), ("modernbert", "convnext")])
+def test_norms_learn_with_their_statistics_and_come_back_and_merge_where_asked_for(text, vision, tmp_path):
+    base = save_base(tmp_path / "base", text, vision)
+    model = MXMCLRModel.from_pretrained(base)
+    adapter = adapt(model, lora_norms=True)
+    assert "parameters in heads, scale and norms, which learn whole" in describe_adapter(adapter)
+    set_training_mode(model)
+    frozen = {name: rows.clone() for name, rows in base_state(model).items()}
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
+    for _ in range(2):
+        model(**tiny_batch()).loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(base_state(model), frozen, rtol=0, atol=0)
+    learned = [name for name, weight in model.named_parameters() if "modules_to_save" in name and weight.grad.any()]
+    for tower in ("text_model", "vision_model"):
+        assert any(name.startswith(tower) and "norm" in name.lower() for name in learned)
+    adapter.save_pretrained(tmp_path / "adapter")
+    expected = embeddings(model.eval(), tiny_batch())
+    again = load_checkpoint(tmp_path / "adapter")
+    torch.testing.assert_close(embeddings(again.eval(), tiny_batch()), expected)
+    merged = load_adapter(tmp_path / "adapter").merge_and_unload()
+    torch.testing.assert_close(embeddings(merged.eval(), tiny_batch()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_norms_of_a_tower_without_an_adapter_stay_frozen():
+    model = tiny_model("bert", "resnet")
+    adapt(model, lora_norms=True, lora_towers="vision")
+    assert is_frozen(model.text_model)
+    set_training_mode(model)
+    assert any(module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d))
 
 
 def test_an_adapter_beside_drifted_statistics_is_refused(tmp_path):

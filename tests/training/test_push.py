@@ -42,6 +42,20 @@ warmup_steps: 1
 learning_rate: 1.0e-2
 cpu: true
 """
+ADAPTED = """
+lora_rank: 2
+lora_norms: true
+instances_per_step: 6
+views_per_instance: 2
+captions_per_instance: all
+num_workers: 0
+max_steps: 3
+eval_every: 2
+log_every: 1
+warmup_steps: 1
+learning_rate: 1.0e-1
+cpu: true
+"""
 EMBED = """
 import sys
 {preamble}
@@ -89,11 +103,12 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("push")
     write_corpus(folder / ELSEWHERE / "corpus")
     (folder / "tiny.yaml").write_text(TINY)
+    (folder / "adapted.yaml").write_text(ADAPTED)
     return folder
 
 
-def train(folder, server, repo_id, *words):
-    script, recipe = ROOT / "training" / "train.py", folder / "tiny.yaml"
+def train(folder, server, repo_id, *words, recipe="tiny.yaml"):
+    script, recipe = ROOT / "training" / "train.py", folder / recipe
     corpus = f"{ELSEWHERE}/corpus"  # a path, of all places, with something that looks like a token
     words = [script, recipe, "--dataset", corpus, "--push_to_hub", repo_id, *words]
     return run_python(words, server, folder / "home", folder)
@@ -214,6 +229,24 @@ def test_the_pushed_card_is_verified_and_disturbed_weights_are_caught(pushed, se
     done = run_python([script, disturbed, *data], server, folder / "verify", folder)
     assert done.returncode == 1, done.stderr
     assert "does not hold" in done.stdout
+
+
+def test_an_adapter_is_pushed_loaded_on_its_base_from_the_hub_and_verified(pushed, server, folder):
+    done = train(folder, server, "org/adapter", "--model", REPO, recipe="adapted.yaml")
+    assert done.returncode == 0, done.stderr
+    files = set(server.repo("model", "org/adapter").find("main").files)
+    assert files >= {"adapter_config.json", "adapter_model.safetensors", "probe.json", "README.md", "metrics.json"}
+    assert "model.safetensors" not in files
+    expected = load(str(folder / "runs" / "adapted"), server, folder / "local-adapter", folder)
+    home = folder / "adapter"
+    torch.testing.assert_close(load("org/adapter", server, home, folder), expected, rtol=0, atol=0)
+    base = load(REPO, server, folder / "with-package", folder)
+    assert (base - expected).abs().max() > 1e-3
+    # `verify.py` loads by `load_adapter`, so base, weights and probe are checked on the way.
+    words = [ROOT / "training" / "verify.py", "org/adapter", "--dataset", f"{ELSEWHERE}/corpus", "--num_workers", "0"]
+    done = run_python(words, server, folder / "verify-adapter", folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("The card holds.\n")
 
 
 def test_a_hub_that_refuses_stops_no_run_and_the_named_command_pushes_later(folder, server):

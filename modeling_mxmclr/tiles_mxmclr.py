@@ -164,13 +164,12 @@ class _ReduceLogits(torch.autograd.Function):
             of_keys, key_sums, key_gradient = of_queries, query_sums, query_gradient
         else:
             key_gradient = torch.zeros_like(keys)
-        hand_on = None if grid.one_way else weights_from((query_sums, key_sums), (of_queries, of_keys))
+        by_rows = weights_of_rows(query_sums, of_queries)
+        hand_on = by_rows if grid.one_way else weights_from((query_sums, key_sums), (of_queries, of_keys))
         for rows, columns, tile in logit_tiles(queries, keys, scale, grid):
             grid.leave_out_of(tile, rows, columns)
-            if hand_on is None or (grid.mirrored and rows == columns):
-                weights = tile.sub_(query_sums[rows, None]).exp_().mul_(of_queries[rows, None])
-            else:
-                weights = hand_on(tile, rows, columns)
+            find_weights = by_rows if grid.mirrored and rows == columns else hand_on
+            weights = find_weights(tile, rows, columns)
             members, places = ctx.pairs.of(rows, columns)
             weights.view(-1).index_add_(0, places, of_pairs[members])
             query_gradient[rows].addmm_(weights, keys[columns])
@@ -216,6 +215,15 @@ def mend_far_sums(sums: Tensor, top: Tensor, queries: Tensor, keys: Tensor, scal
             elif grid.leave_out == "itself":
                 tile.masked_fill_(torch.arange(rows.start, rows.stop, device=part.device)[:, None] == part, -torch.inf)
             sums[part] = torch.logaddexp(sums[part], tile.logsumexp(dim=0))
+
+
+def weights_of_rows(sums: Tensor, gradients: Tensor) -> Callable[[Tensor, slice, slice], Tensor]:
+    """`weights_from` the log-sums of rows alone and their gradients."""
+
+    def each_row(tile: Tensor, rows: slice, columns: slice) -> Tensor:
+        return tile.sub_(sums[rows, None]).exp_().mul_(gradients[rows, None])
+
+    return each_row
 
 
 def weights_from(

@@ -13,6 +13,7 @@ from training.encoding import encode_rows
 from training.frozen_text import FrozenTextFeatures
 
 FILE = "initial_embeddings.safetensors"
+FIELDS = ("image_embeds", "text_embeds", "image_group_ids", "text_group_ids")
 SAMPLE_SIZE = 256
 
 
@@ -46,8 +47,9 @@ def save_initial_embeddings(sample: Observations | None, run_dir: Path | str) ->
     """Write a sample, if there is one, to a run folder, in half precision: it is for looking at."""
     if sample is None:
         return
-    tensors = {name: rows.half() if rows.is_floating_point() else rows for name, rows in sample._asdict().items()}
-    save_file({name: rows.contiguous() for name, rows in tensors.items()}, Path(run_dir) / FILE)
+    tensors = {name: getattr(sample, name).contiguous() for name in FIELDS}
+    halves = {name: rows.half() if rows.is_floating_point() else rows for name, rows in tensors.items()}
+    save_file(halves, Path(run_dir) / FILE)
 
 
 def load_initial_embeddings(run_dir: Path | str, group_ids: Tensor) -> Observations | None:
@@ -60,8 +62,8 @@ def load_initial_embeddings(run_dir: Path | str, group_ids: Tensor) -> Observati
     if not path.is_file():
         return None
     tensors = load_file(path)
-    if tensors.keys() != set(Observations._fields):
-        raise ValueError(f"{str(path)!r} must hold {list(Observations._fields)}, got {sorted(tensors)}; delete it.")
+    if tensors.keys() != set(FIELDS):
+        raise ValueError(f"{str(path)!r} must hold {list(FIELDS)}, got {sorted(tensors)}; delete it.")
     sample = Observations(**tensors)
     if not torch.isin(sample.image_group_ids, group_ids).all():
         return None

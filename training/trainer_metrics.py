@@ -131,7 +131,9 @@ class RetrievalMetrics:
             raise ValueError(
                 "`preprocess_logits_for_metrics` must be `collect` of the same object; pass it to `Trainer`."
             )
-        images, texts, image_group_ids, text_group_ids = map(torch.cat, zip(*batches, strict=True))
+        images, texts, image_group_ids, text_group_ids = map(
+            torch.cat, zip(*(batch[:4] for batch in batches), strict=True)
+        )
         embeddings = Embeddings(images, image_group_ids, texts, text_group_ids, [""] * len(texts), {}, {})
         return {
             f"{direction}_{name}": value

@@ -161,7 +161,8 @@ def last_step(run: Path) -> int:
 def wait_until(phase: str, run: Path, launch: Launch, draw: np.random.Generator, lengths: dict[str, float]) -> None:
     """Wait for a random moment of a phase, from where the run stands now."""
     begun = max((step_of(state) for state in StateFolder(run / "state", 0).steps()), default=0)
-    later = LAST if begun >= LAST else int(draw.integers(begun + 1, LAST + 1))
+    # In the first half of what is left, so that there is something to kill the next time as well.
+    later = min(LAST, begun + 1 + int(draw.integers(0, max(1, (LAST - begun) // 2))))
     if phase == "step":
         launch.wait_for(lambda: last_step(run) >= later)
     elif phase == "evaluation":
@@ -180,10 +181,10 @@ def step_of_unfinished(run: Path) -> int:
     return max((step_of(Path(name)) for name in names), default=-1)
 
 
-def kill_once(output: Path, run: int, seed: int, ranks: int, lengths: dict[str, float]) -> Kill:
-    """Start or resume a run, and kill it in a random moment."""
+def kill_once(output: Path, run: int, seed: int, ranks: int, lengths: dict[str, float], is_last: bool) -> Kill:
+    """Start or resume a run, and kill it in a random moment; at the end only where it is the run's last kill."""
     draw = np.random.default_rng(seed)
-    phase, name = str(draw.choice(PHASES)), f"run-{run}"
+    phase, name = str(draw.choice(PHASES if is_last else PHASES[:-1])), f"run-{run}"
     launch = Launch(output, name, ranks)
     wait_until(phase, output / name, launch, draw, lengths)
     hit, seconds = launch.runs(), launch.seconds
@@ -257,8 +258,9 @@ def main() -> None:
     equal: dict[int, bool] = {}
     while sum(kill.hit for kill in kills) < arguments.kills:
         run = len(equal)
-        for _ in range(arguments.per_run):
-            kills.append(kill_once(output, run, arguments.seed + len(kills), arguments.ranks, lengths))
+        for number in range(1, arguments.per_run + 1):
+            seed, is_last = arguments.seed + len(kills), number == arguments.per_run
+            kills.append(kill_once(output, run, seed, arguments.ranks, lengths, is_last))
         Launch(output, f"run-{run}", arguments.ranks).finish()
         equal[run] = outcome(output / f"run-{run}") == outcome(output / "unbroken")
     unreadable = sum(kill.unreadable for kill in kills)

@@ -29,6 +29,7 @@ from training.loop import train
 from training.models import build_from_towers
 from training.optimization import build_optimizer
 from training.session import Session
+from training.sources import Sources
 
 RECIPE = ROOT / "training" / "configs" / "shapes_cpu.yaml"
 BAR = 0.95
@@ -147,7 +148,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, list[float]]:
     other = step_of(HandWritten(model, chosen.views, chosen.captions), batch, arguments)
     turns = Turns(batch, other, chosen.rounds, chosen.clock)
     session = Session(
-        arguments=arguments, accelerator=Accelerator(cpu=True), splits={}, model=model, processor=None,
+        arguments=arguments, accelerator=Accelerator(cpu=True), sources=Sources({}), model=model, processor=None,
         adapter=None, frozen_text=None, folder=None, pusher=None,
     )  # fmt: skip
     train(session, turns)

@@ -101,7 +101,10 @@ def google(folds: Folds, labels: list[int]) -> float:
 def pmrl_inter(observed: Observations, scale: float) -> float:
     """With the signs that LAPACK has."""
     stacked = torch.stack(
-        [torch.cat([rows[ids == i] for rows, ids in zip(observed[:2], observed[2:], strict=True)]).T for i in range(6)]
+        [
+            torch.cat([rows[ids == i] for rows, ids in zip(observed[:2], observed[2:4], strict=True)]).T
+            for i in range(6)
+        ]
     )
     leading = torch.linalg.svd(stacked, full_matrices=True).U[:, :, 0]
     return torch.nn.functional.cross_entropy(scale * leading @ leading.T, torch.arange(6)).item()

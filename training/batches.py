@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.augmentation import Augmentation
-from training.data import EpochRows, FoldCollator, InstanceBatches, loader_processes
-from training.mixtures import MixtureBatches
+from training.data import EpochRows, FoldCollator, loader_processes
+from training.mixtures import InstanceBatches
 from training.models import image_size_of
 from training.session import Session
 from training.streams import CollateBesideState, StreamedRows, usable_workers
@@ -38,7 +38,7 @@ class StoredBatches:
         order: That sampler.
     """
 
-    def __init__(self, loader: DataLoader, order: InstanceBatches | MixtureBatches) -> None:
+    def __init__(self, loader: DataLoader, order: InstanceBatches) -> None:
         self.loader, self.order = loader, order
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -128,7 +128,7 @@ def build_batches(session: Session, views: int | None, captions: int | None) -> 
     return StoredBatches(loader, order)
 
 
-def draw_batches(session: Session) -> InstanceBatches | MixtureBatches:
+def draw_batches(session: Session) -> InstanceBatches:
     """Which rows this rank draws in each batch."""
     data, options, accelerator = session.arguments.data, session.arguments.optimization, session.accelerator
     sizes, num_batches = session.sources.sizes, options.max_steps * options.gradient_accumulation_steps
@@ -139,10 +139,8 @@ def draw_batches(session: Session) -> InstanceBatches | MixtureBatches:
             sum(sizes),
         )
     ranks = accelerator.process_index, accelerator.num_processes
-    if len(sizes) == 1:
-        return InstanceBatches(sizes[0], data.instances_per_step, num_batches, options.seed, *ranks)
     weights = data.dataset_weights or sizes
-    return MixtureBatches(sizes, weights, data.instances_per_step, num_batches, options.seed, *ranks)
+    return InstanceBatches(sizes, weights, data.instances_per_step, num_batches, options.seed, *ranks)
 
 
 def stream_batches(session: Session, collator: FoldCollator) -> StreamedBatches:

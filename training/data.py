@@ -1,7 +1,7 @@
-"""Rows to batches: splits, which instances and observations a step sees, and the collator that calls the processor."""
+"""Rows to batches: splits, which observations a step sees, and the collator that calls the processor."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -9,7 +9,6 @@ import pyarrow.compute
 import torch
 from datasets import Dataset, DatasetDict
 from PIL import Image as PILImage
-from torch.utils.data import Sampler
 
 from datasets_scripts.raw_images import MAX_PIXELS
 from modeling_mxmclr import MXMCLRProcessor
@@ -91,46 +90,6 @@ class EpochRows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
         return self.rows[index[0]] | {"epoch": index[1]}
-
-
-class InstanceBatches(Sampler[list[tuple[int, int]]]):
-    """This rank's share of each step's instances: a function of seed and step alone.
-
-    Every epoch is a new order of all instances, without the few that don't fill a batch. A batch is dealt to the ranks
-    in turn, so that the batch itself is the same on any number of ranks.
-
-    Args:
-        num_instances: Rows of the data set.
-        batch_size: Instances of a step over all ranks; at most `num_instances` are drawn.
-        num_batches: Batches until the run ends.
-        seed: Seed of the order.
-        rank: This process.
-        num_ranks: All processes.
-
-    Attributes:
-        first: The batch to begin with, the next time that they are asked for.
-    """
-
-    def __init__(
-        self, num_instances: int, batch_size: int, num_batches: int, seed: int, rank: int = 0, num_ranks: int = 1
-    ) -> None:
-        self.num_instances, self.batch_size = num_instances, min(batch_size, num_instances)
-        self.num_batches, self.seed, self.rank, self.num_ranks = num_batches, seed, rank, num_ranks
-        self.first = 0
-
-    def __len__(self) -> int:
-        return self.num_batches - self.first
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batches_per_epoch = self.num_instances // self.batch_size
-        ordered = None
-        for number in range(self.first, self.num_batches):
-            epoch, place = divmod(number, batches_per_epoch)
-            if epoch != ordered:
-                order = np.random.default_rng([self.seed, epoch]).permutation(self.num_instances).tolist()
-                ordered = epoch
-            batch = order[place * self.batch_size : (place + 1) * self.batch_size]
-            yield [(row, epoch) for row in batch[self.rank :: self.num_ranks]]
 
 
 class FoldCollator:

@@ -32,10 +32,11 @@ from datasets_scripts.loading import load_multifold
 from modeling_mxmclr import MXMCLRModel
 from training.arguments import Arguments, parse_arguments
 from training.augmentation import Augmentation
-from training.data import FoldCollator, InstanceBatches, RawRows, fold_count, named_splits
+from training.data import FoldCollator, RawRows, fold_count, named_splits
 from training.frozen_text import FrozenTextFeatures
 from training.gradient_cases import Case, Difference, build_cases, compare
 from training.lora import attach_adapter
+from training.mixtures import InstanceBatches
 from training.models import build_model, image_size_of, is_frozen
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -112,7 +113,7 @@ def prepare(
 
 def draw_rows(rows: RawRows, instances: int, count: int, seed: int) -> list[list[dict]]:
     """The rows of a run's first batches, had they so many instances."""
-    order = InstanceBatches(len(rows), instances, count, seed)
+    order = InstanceBatches([len(rows)], [1.0], instances, count, seed)
     return [[rows[row] | {"epoch": epoch} for row, epoch in batch] for batch in order]
 
 

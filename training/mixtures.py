@@ -1,4 +1,4 @@
-"""Several data sets in one run: how many instances of each a step draws, and which."""
+"""Which instances a step draws, of one data set or of several."""
 
 from collections.abc import Iterator, Sequence
 
@@ -28,11 +28,11 @@ def draw_counts(weights: Sequence[float] | np.ndarray, total: int, place: float 
     return np.diff(points, prepend=0)
 
 
-class MixtureBatches(Sampler[list[tuple[int, int]]]):
-    """This rank's share of each step's instances of several data sets: a function of seed and step alone.
+class InstanceBatches(Sampler[list[tuple[int, int]]]):
+    """This rank's share of each step's instances: a function of seed and step alone.
 
     Every data set has epochs of its own, each a new order of its instances, without the few that don't fill its part of
-    a step. With one data set, the batches are those of `InstanceBatches`.
+    a step. A batch is dealt to the ranks in turn, so that the batch itself is the same on any number of ranks.
 
     Args:
         sizes: Rows of each data set, which lie one after the other.

@@ -15,7 +15,6 @@ from training.augmentation import Augmentation
 from training.data import (
     EpochRows,
     FoldCollator,
-    InstanceBatches,
     RawRows,
     decode_image,
     draw,
@@ -100,32 +99,6 @@ def test_frozen_features_stand_for_the_drawn_captions():
     assert "input_ids" not in batch
 
 
-@pytest.mark.parametrize("num_ranks", [1, 2, 3])
-def test_ranks_together_draw_each_batch_of_one_rank(num_ranks):
-    whole = list(InstanceBatches(10, 4, 7, seed=1))
-    shares = [list(InstanceBatches(10, 4, 7, seed=1, rank=rank, num_ranks=num_ranks)) for rank in range(num_ranks)]
-    for batch, *parts in zip(whole, *shares, strict=True):
-        assert sorted(batch) == sorted(index for part in parts for index in part)
-
-
-def test_epochs_are_new_orders_in_which_nobody_comes_twice():
-    batches = list(InstanceBatches(10, 4, 6, seed=0))
-    epochs = [batches[start] + batches[start + 1] for start in (0, 2, 4)]
-    for number, epoch in enumerate(epochs):
-        assert {e for _, e in epoch} == {number}
-        assert len({row for row, _ in epoch}) == 8
-    assert epochs[0] != [(row, 0) for row, _ in epochs[1]]
-    assert list(InstanceBatches(3, 8, 2, seed=0)) != []
-
-
-def test_batches_can_begin_anywhere_in_an_epoch():
-    whole, rest = list(InstanceBatches(10, 4, 7, seed=1)), InstanceBatches(10, 4, 7, seed=1)
-    for first in range(8):
-        rest.first = first
-        assert len(rest) == 7 - first
-        assert list(rest) == whole[first:]
-
-
 def test_rows_carry_their_epoch():
     rows = EpochRows(RawRows(Dataset.from_dict({"instance_id": ["a", "b"]})))
     assert rows[1, 5] == {"instance_id": "b", "epoch": 5}
@@ -207,6 +180,7 @@ def worker_id(_):
     return torch.utils.data.get_worker_info().id, os.getpid()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 def test_the_processes_of_a_loader_live_as_long_as_it_does():
     loader = torch.utils.data.DataLoader(range(4), collate_fn=worker_id, **loader_processes(2, 3))
     assert loader.prefetch_factor == 3

@@ -3,14 +3,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from training.data import InstanceBatches
-from training.mixtures import MixtureBatches, draw_counts
+from training.mixtures import InstanceBatches, draw_counts
 
 SIZES, WEIGHTS = [10, 4, 6], [5.0, 1.0, 2.0]
 
 
 def mixture(num_batches=40, batch_size=4, **options):
-    return MixtureBatches(SIZES, WEIGHTS, batch_size, num_batches, seed=3, **options)
+    return InstanceBatches(SIZES, WEIGHTS, batch_size, num_batches, seed=3, **options)
 
 
 def part_of(row):
@@ -40,9 +39,13 @@ def test_whole_shares_are_drawn_exactly_and_others_on_average():
     np.testing.assert_allclose(counts.mean(axis=0), np.array([1, 2, 4]) / 7 * 5, atol=2e-3)
 
 
-def test_one_data_set_is_drawn_as_without_a_mixture():
-    alone = list(InstanceBatches(10, 4, 9, seed=5, rank=1, num_ranks=2))
-    assert list(MixtureBatches([10], [2.5], 4, 9, seed=5, rank=1, num_ranks=2)) == alone
+def test_epochs_of_one_data_set_are_orders_of_it_cut_into_batches():
+    expected = []
+    for epoch in range(3):
+        order = np.random.default_rng([5, epoch]).permutation(10).tolist()
+        expected += [[(row, epoch) for row in order[start : start + 4]] for start in (0, 4)]
+    assert list(InstanceBatches([10], [2.5], 4, 6, seed=5)) == expected
+    assert sorted(next(iter(InstanceBatches([3], [1.0], 8, 2, seed=0)))) == [(0, 0), (1, 0), (2, 0)]
 
 
 def test_every_data_set_has_its_share_of_the_instances():
@@ -77,6 +80,6 @@ def test_batches_can_begin_anywhere():
 
 
 def test_a_data_set_smaller_than_its_share_gives_all_that_it_has():
-    batches = list(MixtureBatches([50, 2], [1, 1], 10, 5, seed=0))
+    batches = list(InstanceBatches([50, 2], [1, 1], 10, 5, seed=0))
     assert all(sorted(row for row, _ in batch if row >= 50) == [50, 51] for batch in batches)
     assert all(len(batch) == 7 for batch in batches)

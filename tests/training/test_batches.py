@@ -93,7 +93,6 @@ def test_batches_go_on_exactly_after_any_of_them(folder, name):
         assert same(list(rest), found[start:])
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 def test_what_workers_have_read_ahead_is_read_again(folder):
     options = {"streaming": True, "shuffle_buffer": 5, "num_workers": 2, "instances_per_step": 3}
     found = list(batches(folder, **options))

@@ -180,7 +180,6 @@ def worker_id(_):
     return torch.utils.data.get_worker_info().id, os.getpid()
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 def test_the_processes_of_a_loader_live_as_long_as_it_does():
     loader = torch.utils.data.DataLoader(range(4), collate_fn=worker_id, **loader_processes(2, 3))
     assert loader.prefetch_factor == 3

@@ -3,18 +3,16 @@
 From encoded bytes to a batch of pixel values in the main process: decode, resize, normalise, batch. Both sides are
 loaders of torch with the same rows, batches and workers, the same size, and Pillow's bicubic filter. The peer opens,
 converts, resizes, stacks and normalises as one writes it by hand. Ours is a training run's `FoldCollator` with all
-views of an instance and no caption, which also hashes ids. Rounds take
-turns; a ratio is the median of the rounds' ratios, with the smallest and the largest. PNGs must come out equal; JPEGs
-differ by being reduced while they are decoded (`draft`), and how much is printed.
+views of an instance and no caption, which also hashes ids. PNGs must come out equal; JPEGs differ by being reduced while
+they are decoded (`draft`), and how much is printed.
 """
 
 import argparse
 import io
 import json
-import statistics
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +26,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
+from benchmarks.side_by_side import Spread, machine, parse, ratio, seconds_of, spread, take_turns, verdict
 from modeling_mxmclr import MXMCLRProcessor
 from training.augmentation import Augmentation
 from training.data import FoldCollator, loader_processes
 
+BAR = 1.0
 Rows = list[dict[str, Any]]
 
 
@@ -46,14 +46,18 @@ def main() -> None:
     parser.add_argument("--jpeg_size", type=int, default=224, help="What they become (default: %(default)s).")
     parser.add_argument("--batch_size", type=int, default=32, help="In instances (default: %(default)s).")
     parser.add_argument("--workers", type=int, default=1, help="Of each side (default: %(default)s).")
-    parser.add_argument("--rounds", type=int, default=5, help="Default: %(default)s.")
-    chosen = parser.parse_args()
-    print(f"{chosen.workers} workers, batches of {chosen.batch_size} instances")
-    pngs, jpegs = read_pngs(chosen.data, chosen.emoji), make_jpegs(chosen.jpegs, chosen.jpeg_side)
+    chosen = parse(parser, rounds=5)
+    if chosen.workers and chosen.clock != "wall":
+        parser.error("`--clock cpu` does not see what workers do; leave it out or pass `--workers 0`.")
+    pngs, jpegs = read_pngs(chosen.data, chosen.emoji), make_jpegs(chosen.jpegs, chosen.jpeg_side, chosen.seed)
+    print(machine("transformers", "pillow"))
+    print(f"{chosen.workers} workers, batches of {chosen.batch_size} instances\n")
     title = f"emoji PNGs of 128 px to {chosen.png_size} px"
-    compare(title, pngs, chosen.png_size, chosen.batch_size, chosen.workers, chosen.rounds, exact=True)
+    of_pngs = compare(title, pngs, chosen.png_size, chosen, exact=True)
     title = f"JPEGs of {chosen.jpeg_side} px to {chosen.jpeg_size} px"
-    compare(title, jpegs, chosen.jpeg_size, chosen.batch_size, chosen.workers, chosen.rounds, exact=False)
+    of_jpegs = compare(title, jpegs, chosen.jpeg_size, chosen, exact=False)
+    print(verdict("PNGs, median ratio", of_pngs.median, BAR, at_least=True))
+    print(verdict("JPEGs, median ratio", of_jpegs.median, BAR, at_least=True))
 
 
 def read_pngs(folder: Path, count: int) -> Rows:
@@ -65,11 +69,11 @@ def read_pngs(folder: Path, count: int) -> Rows:
     ]
 
 
-def make_jpegs(count: int, side: int) -> Rows:
+def make_jpegs(count: int, side: int, seed: int) -> Rows:
     """Pictures of smooth shapes with some grain, as photos have it, four an instance."""
     files = []
     for number in range(count):
-        generator = np.random.default_rng(number)
+        generator = np.random.default_rng(seed + number)
         coarse = Image.fromarray(generator.integers(0, 256, (24, 24, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC), dtype=np.int16)
         grain = generator.integers(-8, 9, (side, side, 1), dtype=np.int16)
@@ -114,8 +118,8 @@ class OurPath:
         return self.collator(rows)["pixel_values"]
 
 
-def compare(title: str, rows: Rows, size: int, batch_size: int, workers: int, rounds: int, exact: bool) -> None:
-    """Print images a second of both ways, by turns, and how they compare.
+def compare(title: str, rows: Rows, size: int, chosen: argparse.Namespace, exact: bool) -> Spread:
+    """Print images a second of both ways, and give ours as a multiple of the peer's.
 
     Raises:
         SystemExit: When their pixel values differ though they must not.
@@ -130,28 +134,27 @@ def compare(title: str, rows: Rows, size: int, batch_size: int, workers: int, ro
     apart = (ours(some) - peer(some)).abs() * torch.tensor(image_processor.image_std).view(3, 1, 1) * 255
     if exact and apart.max() > 1e-3:
         raise SystemExit(f"{title}: the images must be equal, they are {apart.max():.2f} of 255 apart.")
-    loaders = [
-        DataLoader(rows, batch_size, collate_fn=collate, **loader_processes(workers, 2)) for collate in (ours, peer)
-    ]
-    for loader in loaders:
-        timed(loader)  # starts its workers
-    seconds = [tuple(map(timed, loaders)) for _ in range(rounds)]
+    passes = {
+        name: partial(
+            read, DataLoader(rows, chosen.batch_size, collate_fn=collate, **loader_processes(chosen.workers, 2))
+        )
+        for name, collate in (("ours", ours), ("plain", peer))
+    }
+    # The round that warms up also starts the workers.
+    seconds = take_turns({name: partial(seconds_of, one, chosen.clock) for name, one in passes.items()}, chosen.rounds)
     num_images = sum(len(row["images"]) for row in rows)
-    rates = [num_images / statistics.median(each) for each in zip(*seconds, strict=True)]
-    ratios = sorted(slow / fast for fast, slow in seconds)
-    print(f"{title}: ours {rates[0]:.0f} a second, plain {rates[1]:.0f} a second,")
-    print(
-        f"  {statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f}); "
-        f"{apart.mean():.2f} of 255 apart on average, {apart.max():.1f} at most"
-    )
+    print(f"{title}, {apart.mean():.2f} of 255 apart on average, {apart.max():.1f} at most")
+    for name, values in seconds.items():
+        print(f"  {name:<7}{spread([num_images / value for value in values])} a second")
+    rates = ratio(seconds["plain"], seconds["ours"])
+    print(f"  ours are {rates} times those of the plain loop")
+    return rates
 
 
-def timed(loader: DataLoader) -> float:
-    """Seconds of one pass."""
-    started = time.perf_counter()
+def read(loader: DataLoader) -> None:
+    """One pass."""
     for batch in loader:
         batch[0, 0, 0, 0].item()
-    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -1,26 +1,22 @@
 """What a step costs a GPU, by formula, and what this CPU needs for the same: python benchmarks/scaling.py.
 
-[--estimate-only] [--rows 2048] [--dim 512] [--repeats 5]
+[--estimate-only] [--rows 2048] [--dim 512] [--rounds 5]
 
 The formulas are those of docs/scaling.md, which holds the table that this prints. The rates of GPUs are assumptions:
 none was at hand. Measured here are the time of the objective by tiles against its formula, at two sizes, and its memory at larger ones.
 """
 
 import argparse
-import statistics
-import subprocess
 import sys
-import time
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
-
-from benchmarks.objective_memory import draw
-from modeling_mxmclr import contrast_mxmclr
-from modeling_mxmclr.objectives_mxmclr import compute_objective
+from benchmarks.objective_memory import draw, step_of
+from benchmarks.side_by_side import machine, parse, peak_elsewhere, seconds_of, spread, take_turns
 
 FLOAT = 4  # bytes
 # CLIP ViT-B/32: weights that a token passes, times tokens, times two, forward.
@@ -135,65 +131,49 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def seconds_of(objective: str, rows: int, dim: int, repeats: int) -> list[float]:
-    """CPU seconds of a forward and a backward pass by tiles, of as many images as texts, after one that warms up."""
-    contrast_mxmclr.MATRIX_LOGITS = -1
-    chosen = argparse.Namespace(num_images=rows, num_texts=rows, num_instances=max(1, rows // 5), dim=dim)
-    observed, scale = draw(chosen), torch.tensor([1 / 0.07], requires_grad=True)
-    seconds = []
-    for _ in range(repeats + 1):
-        started = time.process_time()
-        compute_objective(objective, *observed[:4], scale=scale).loss.backward()
-        seconds.append(time.process_time() - started)
-    return seconds[1:]
-
-
-def measured_table(rows: int, dim: int, repeats: int) -> str:
-    """Time of `unicl` and `mfh` on this machine, against the formula, at half the rows and at all of them."""
+def measured_table(chosen: argparse.Namespace) -> str:
+    """Time of `unicl` and `mfh` by tiles against the formula, forward and backward, at half the rows and at all."""
+    measures = {}
+    for objective, size in product(("unicl", "mfh"), (chosen.rows // 2, chosen.rows)):
+        sizes = {"num_images": size, "num_texts": size, "num_instances": max(1, size // 5)}
+        observed = draw(argparse.Namespace(**{**vars(chosen), **sizes}))
+        measures[objective, size] = partial(seconds_of, step_of("tiles", objective, observed), chosen.clock)
     lines = [
-        "| objective | images x texts x dim | CPU s (least to most) | GFLOP/s by the formula |",
+        "| objective | images x texts x dim | s (95 % interval) | GFLOP/s by the formula |",
         "|---|---|---|---|",
     ]
-    for objective in ("unicl", "mfh"):
-        for size in (rows // 2, rows):
-            seconds = seconds_of(objective, size, dim, repeats)
-            middle = statistics.median(seconds)
-            rate = objective_flop(size, size, dim) / middle / 1e9
-            lines.append(
-                f"| `{objective}` | {size:,} x {size:,} x {dim} | {middle:.2f} ({min(seconds):.2f} to {max(seconds):.2f}) "
-                f"| {rate:.1f} |"
-            )
+    for (objective, size), seconds in take_turns(measures, chosen.rounds).items():
+        taken = spread(seconds)
+        rate = objective_flop(size, size, chosen.dim) / taken.median / 1e9
+        lines.append(f"| `{objective}` | {size:,} x {size:,} x {chosen.dim} | {taken} | {rate:.1f} |")
     return "\n".join(lines)
 
 
-def peak_lines(rows: int, dim: int) -> str:
+def peak_lines(chosen: argparse.Namespace) -> str:
     """Memory of `unicl` by tiles above inputs and gradients at twice the rows and at four times, each in its own process."""
     script = str(Path(__file__).with_name("objective_memory.py"))
     lines = []
-    for size in (2 * rows, 4 * rows):
-        sizes = ["--num-images", size, "--num-texts", size, "--num-instances", max(1, size // 5), "--dim", dim]
-        command = [sys.executable, script, *map(str, sizes), "--forms", "tiles", "--repeats", "0"]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-        lines.append(
-            f"{size:,} x {size:,} x {dim}, {printed}; the logits would be {size * size * FLOAT / 1e6:,.0f} MB"
-        )
+    for size in (2 * chosen.rows, 4 * chosen.rows):
+        sizes = ["--num-images", size, "--num-texts", size, "--num-instances", max(1, size // 5), "--dim", chosen.dim]
+        words = map(str, [*sizes, "--threads", chosen.threads, "--seed", chosen.seed])
+        megabytes = peak_elsewhere(script, *words, "--forms", "tiles", "--peak")
+        logits = size * size * FLOAT / 1e6
+        lines.append(f"{size:,} x {size:,} x {chosen.dim}: {megabytes:.0f} MB; the logits would be {logits:,.0f} MB")
     return "\n".join(lines)
 
 
 def main() -> None:
     """Print the estimate, and what was measured."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--estimate-only", action="store_true", help="Measure nothing.")
-    parser.add_argument("--rows", type=int, default=2048, help="Images, and texts, of the larger time.")
-    parser.add_argument("--dim", type=int, default=DIM)
-    parser.add_argument("--repeats", type=int, default=5)
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
+    parser.add_argument("--rows", type=int, default=2048, help="Images, and texts, of the larger time (%(default)s).")
+    parser.add_argument("--dim", type=int, default=DIM, help="Of the embeddings (default: %(default)s).")
+    chosen = parse(parser, rounds=5, threads=1, clock="cpu")
     print(estimate_table())
     if not chosen.estimate_only:
-        print(f"\nOne thread, torch {torch.__version__}\n")
-        print(measured_table(chosen.rows, chosen.dim, chosen.repeats))
-        print("\n" + peak_lines(chosen.rows, chosen.dim))
+        print(f"\n{machine()}\n")
+        print(measured_table(chosen))
+        print("\n" + peak_lines(chosen))
 
 
 if __name__ == "__main__":

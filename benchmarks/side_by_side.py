@@ -56,17 +56,26 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
     return spread([one / other for one, other in zip(numerators, denominators, strict=True)])
 
 
-def parse(parser: argparse.ArgumentParser, rounds: int) -> argparse.Namespace:
-    """The flags of a benchmark with those that all of them have, and torch's threads set by them."""
+def parse(
+    parser: argparse.ArgumentParser, rounds: int, threads: int | None = None, clock: str = "wall"
+) -> argparse.Namespace:
+    """The flags of a benchmark with those that all of them have, and torch's threads set by them.
+
+    Args:
+        parser: It has the benchmark's own flags.
+        rounds: The default.
+        threads: The default; without one, as many as torch takes by itself.
+        clock: The default, a key of `CLOCKS`.
+    """
     parser.add_argument("--rounds", type=int, default=rounds, help="Rounds that count (default: %(default)s).")
     parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), help="Of torch (default: %(default)s)."
+        "--threads", type=int, default=threads or torch.get_num_threads(), help="Of torch (default: %(default)s)."
     )
     parser.add_argument("--seed", type=int, default=0, help="Of all that is random (default: %(default)s).")
     parser.add_argument(
         "--clock",
         choices=CLOCKS,
-        default="wall",
+        default=clock,
         help="`cpu` counts this process's seconds on all cores, for a machine that others use too (default: %(default)s).",
     )
     chosen = parser.parse_args()
@@ -122,9 +131,18 @@ def peak_megabytes(task: Callable[[], object]) -> float:
     return resident_megabytes("VmHWM") - before
 
 
-def peak_elsewhere(script: str, *words: str) -> float:
-    """What a script prints last when a process of its own runs it: the peak of one task, undisturbed by others."""
-    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=False)
+def peak_elsewhere(script: str, *words: str, variables: Mapping[str, str] | None = None) -> float:
+    """What a script prints last when a process of its own runs it: the peak of one task, undisturbed by others.
+
+    Args:
+        script: Its path.
+        words: Its arguments.
+        variables: Of its environment, beside those of this process.
+    """
+    environment = {**os.environ, **(variables or {})}
+    done = subprocess.run(
+        [sys.executable, script, *words], env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"`{' '.join([Path(script).name, *words])}` failed:\n{done.stderr[-2000:]}")
     return float(done.stdout.split()[-1])

@@ -68,6 +68,13 @@ def test_the_peak_of_a_process_is_what_it_prints_last(tmp_path):
     assert peak_elsewhere(str(script), "21") == 42
 
 
+def test_the_process_gets_variables_beside_those_that_there_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONE", "40")
+    script = tmp_path / "script.py"
+    script.write_text("import os\nprint(int(os.environ['ONE']) + int(os.environ['OTHER']))")
+    assert peak_elsewhere(str(script), variables={"OTHER": "2"}) == 42
+
+
 def test_a_process_that_fails_says_why(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("raise SystemExit('no such form')")

@@ -1,4 +1,4 @@
-"""The benchmarks of whole steps: that they compare like with like, and that they run."""
+"""The benchmarks of steps and of what feeds them: that they compare like with like, and that they run."""
 
 import re
 import sys
@@ -9,7 +9,8 @@ from runpy import run_path
 import pytest
 import torch
 
-from tests.references.tiny import tiny_batch, tiny_model
+from tests.references.corpus import write_corpus
+from tests.references.tiny import tiny_batch, tiny_model, tiny_processor
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"relations": 4, "size": 16, "tokens": 6, "width": 32, "layers": 1, "seed": 0, "objective": "clip"}
@@ -78,6 +79,31 @@ def test_our_step_is_measured_beside_the_hand_written_one(printed):
     assert "bar ≥ 0.95" in lines
 
 
+def test_the_image_path_is_measured_on_both_kinds_of_files(printed, tmp_path):
+    data = str(write_corpus(tmp_path / "corpus"))
+    sizes = ("--emoji", "4", "--jpegs", "4", "--jpeg_side", "64", "--jpeg_size", "16", "--rounds", "1")
+    lines = printed("image_path", "--data", data, *sizes, "--workers", "0", "--clock", "cpu")
+    assert len(re.findall(rf"^  ours are {RATIO} times those of the plain loop$", lines, re.MULTILINE)) == 2
+    assert all(f"{kind}, median ratio" in lines for kind in ("PNGs", "JPEGs"))
+    assert lines.count("bar ≥ 1:") == 2
+
+
+def test_the_image_path_with_workers_is_not_measured_by_the_clock_of_one_process(printed, capsys):
+    with pytest.raises(SystemExit):
+        printed("image_path", "--clock", "cpu")
+    assert "`--clock cpu` does not see what workers do" in capsys.readouterr().err
+
+
+def test_the_text_path_is_measured_with_and_without_gradient(printed, tmp_path):
+    data = str(write_corpus(tmp_path / "corpus"))
+    tiny_model("bert", "resnet").text_model.save_pretrained(tmp_path / "tower")
+    tiny_processor().tokenizer.save_pretrained(tmp_path / "tower")
+    sizes = ("--captions", "12", "--batch_size", "4", "--step_captions", "8", "--buckets", "2", "--rounds", "1")
+    lines = printed("text_path", "--data", data, "--text_model", str(tmp_path / "tower"), *sizes, "--threads", "1")
+    assert len(re.findall(rf"^  ours are {RATIO} times those of padding$", lines, re.MULTILINE)) == 2
+    assert lines.count("bar ≥ 2.2") == 1
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's scheduler and loader under `Trainer`
 def test_the_trainer_is_measured_on_folds_and_on_pairs(printed):
     lines = printed("against_trainer", *TINY, "--rounds", "1", "--steps", "1", "--captions", "2")
@@ -100,3 +126,16 @@ def test_the_objective_is_measured_in_memory_and_time_at_both_sizes(printed):
     lines = printed("objective_memory", *sizes)
     assert all(f"{form}: " in lines for form in ("tiles", "matrix", "plain"))
     assert all(bar in lines for bar in ("bar ≤ 0.75", "bar ≤ 0.0625", "bar ≤ 400", "MB of tiles at 4 x the rows"))
+
+
+@pytest.mark.slow
+def test_the_cached_step_is_measured_in_memory_and_time(printed):
+    lines = printed("cached_step", "--images", "16", "--micro-batch", "8", "--larger", "2", "--rounds", "1")
+    assert all(bar in lines for bar in ("bar ≤ 1.15", "bar ≤ 1.4"))
+
+
+@pytest.mark.slow
+def test_the_scaling_estimate_is_printed_with_times_and_memory(printed):
+    lines = printed("scaling", "--rows", "512", "--dim", "16", "--rounds", "1")
+    assert len(re.findall(rf"^\| `(?:unicl|mfh)` \| .* \| {RATIO} \| [\d.]+ \|$", lines, re.MULTILINE)) == 4
+    assert len(re.findall(r"^[\d,]+ x [\d,]+ x 16: \d+ MB; ", lines, re.MULTILINE)) == 2

@@ -3,10 +3,8 @@ import logging
 from functools import lru_cache
 from types import SimpleNamespace
 
-import datasets
 import pytest
 import torch
-from accelerate import PartialState
 
 from datasets_scripts.loading import load_multifold
 from modeling_mxmclr.folds_mxmclr import hash_instance_id
@@ -19,26 +17,17 @@ from training.batches import build_batches
 from training.sources import load_sources
 
 PROCESSOR = tiny_processor()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def logging_state():
-    """What accelerate's loggers ask for."""
-    PartialState(cpu=True)
-    yield
-    PartialState._reset_state()
+pytestmark = pytest.mark.usefixtures("logging_state")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, datasets_cache):
     """A corpus as Parquet, a row group for every three instances."""
     folder = tmp_path_factory.mktemp("batches")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
-        rows = load_multifold(str(write_corpus(folder / "corpus", splits=(("train", 24),))))
-        (folder / "parquet").mkdir()
-        rows["train"].to_parquet(folder / "parquet" / "train.parquet", batch_size=3)
-        yield folder / "parquet"
+    rows = load_multifold(str(write_corpus(folder / "corpus", splits=(("train", 24),))))
+    (folder / "parquet").mkdir()
+    rows["train"].to_parquet(folder / "parquet" / "train.parquet", batch_size=3)
+    return folder / "parquet"
 
 
 @lru_cache

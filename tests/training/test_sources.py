@@ -6,9 +6,7 @@ import tarfile
 from itertools import islice
 from pathlib import Path
 
-import datasets
 import pytest
-from accelerate import PartialState
 from datasets import Features
 from torch.utils.data import DataLoader
 
@@ -24,26 +22,18 @@ from training.dataset_used import describe_dataset
 from training.sources import StreamSample, load_sources
 from training.streams import StreamedRows
 
-
-@pytest.fixture(scope="module", autouse=True)
-def logging_state():
-    """What accelerate's loggers ask for."""
-    PartialState(cpu=True)
-    yield
-    PartialState._reset_state()
+pytestmark = pytest.mark.usefixtures("logging_state")
 
 
 @pytest.fixture(scope="module")
-def corpora(tmp_path_factory):
+def corpora(tmp_path_factory, datasets_cache):
     """Two data sets whose instances have the same ids, the second one Parquet without a category."""
     folder = tmp_path_factory.mktemp("corpora")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
-        rows = load_multifold(str(write_corpus(folder / "second", splits=(("train", 5),))))["train"]
-        (folder / "parquet").mkdir()
-        kept = Features({name: FEATURES[name] for name in ("instance_id", "images", "captions")})
-        rows.select_columns(list(kept)).cast(kept).to_parquet(folder / "parquet" / "train.parquet")
-        yield write_corpus(folder / "first"), folder / "parquet"
+    rows = load_multifold(str(write_corpus(folder / "second", splits=(("train", 5),))))["train"]
+    (folder / "parquet").mkdir()
+    kept = Features({name: FEATURES[name] for name in ("instance_id", "images", "captions")})
+    rows.select_columns(list(kept)).cast(kept).to_parquet(folder / "parquet" / "train.parquet")
+    return write_corpus(folder / "first"), folder / "parquet"
 
 
 def load(corpora, **options):

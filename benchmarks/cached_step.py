@@ -8,9 +8,9 @@ batch itself: pixels and tokens must be held however they are encoded. Embedding
 work, by tiles as in batches of any size, count. The C library gives freed blocks of 64 kB back at once there: what is
 measured is what is held.
 
-Defaults, one thread of a Xeon at 2.1 GHz that other work shared (load 11 on 2 cores), torch 2.13, seven rounds: plain
-1.00 s a step (0.97 to 1.09), cached 1.20 s, 1.19 of it (1.10 to 1.50); 94 MB for 32 images at once, 99 MB for 512.
-Micro-batches of 16 take 1.43 of it (1.35 to 1.52): a pass has costs of its own, and so small towers feel them.
+Defaults, one thread of a Xeon at 2.1 GHz that other work shared (load 6 on 2 cores), torch 2.13, seven rounds: plain
+0.87 s a step (0.86 to 0.92), cached 1.06 s, 1.22 of it (1.19 to 1.25); 95 MB for 32 images at once, 101 MB for 512. An
+earlier run in micro-batches of 16 took 1.43 of it (1.35 to 1.52): a pass has costs of its own, and small towers feel them.
 """
 
 import argparse

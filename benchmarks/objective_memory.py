@@ -5,8 +5,8 @@ plain form is the fastest that we know in PyTorch: row logsumexp less the mean p
 a process each, above inputs and gradients. `--forms tiles plain` leaves our own matrix out, `--rounds 0` all times.
 
 unicl, 12,288 x 5,120 x 512 of 1,024 instances, float32, one thread of a Xeon at 2.1 GHz that other work shared, torch
-2.13, five interleaved rounds, CPU seconds: tiles 3.27 s and 35 MB above inputs and gradients; our matrix 9.83 s and
-1,467 MB; plain PyTorch 3.84 s and 1,384 MB. Tiles take 0.88 (0.78 to 1.00) of the plain form's time.
+2.13, five rounds, CPU seconds: tiles 2.39 s and 69 MB above inputs and gradients, plain PyTorch 3.30 s and 1,400 MB.
+Tiles take 0.70 (0.65 to 0.72) of the plain form's time. Our own matrix took 9.83 s and 1,467 MB in an earlier run.
 """
 
 import argparse

@@ -16,11 +16,14 @@ def lora_gradients(rank: int | None, shares: dict | None, steps: int = 2):
     torch.manual_seed(0)
     attach_adapter(model, tiny_processor(), LoraArguments(lora_rank=4))
     disturb(model)
+    # In float64: what an embedding table sums of its rows rounds by more than a hundred thousandth in float32.
+    model.double()
+    batch = tiny_batch(torch.float64)
     if rank is None:
-        return loss_and_gradients(model, tiny_batch())
+        return loss_and_gradients(model, batch)
     model.training = True  # gathers; the towers stay in eval mode, so that dropout is off
     wrapped = DistributedDataParallel(model)
     for _ in range(steps):
         wrapped.zero_grad()
-        answer = loss_and_gradients(wrapped, split_batch(tiny_batch(), shares, rank))
+        answer = loss_and_gradients(wrapped, split_batch(batch, shares, rank))
     return answer

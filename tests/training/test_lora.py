@@ -245,9 +245,9 @@ def test_two_ranks_end_with_the_gradient_of_one():
     finally:
         pool.close()
     for rank_loss, found in answers:
-        assert rank_loss == pytest.approx(loss, abs=1e-5)
+        assert rank_loss == pytest.approx(loss, abs=1e-10)
         assert found.keys() == expected.keys()
-        assert all(abs(found[name] - expected[name]).max() < 1e-5 * largest for name in expected)
+        assert all(abs(found[name] - expected[name]).max() < 1e-10 * largest for name in expected)
 
 
 def test_what_is_said_of_an_adapter_adds_up():

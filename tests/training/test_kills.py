@@ -1,6 +1,7 @@
 """Real processes that are killed and resumed, as `benchmarks/kills.py` does thirty times."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,10 @@ def test_killed_runs_end_as_the_unbroken_one(ranks, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "3 kills of" in run.stdout
+    # A moment that passes before it is hit is tried again in a further run.
+    kills, runs, equal = map(int, re.search(r"(\d+) kills of (\d+) runs .*: (\d+) runs end as", run.stdout).groups())
+    assert kills >= 3
+    assert equal == runs
     assert " 0 training states were unreadable" in run.stdout
     assert "NO" not in run.stdout
 

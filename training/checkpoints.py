@@ -16,6 +16,7 @@ from modeling_mxmclr import MXMCLRConfig, MXMCLRModel, MXMCLRProcessor
 from modeling_mxmclr.adapters_mxmclr import adapted_model, holds_adapter, load_adapter
 from training.arguments import DataArguments
 from training.data import RawRows, named_splits
+from training.durable import sha256_of
 from training.models import resolve_checkpoint
 
 SOURCE_FLAGS = (
@@ -136,6 +137,5 @@ def revision_of(name: str) -> str:
             ) from error
     digest = hashlib.sha256()
     for path in sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)}):
-        with path.open("rb") as file:
-            digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        digest.update(f"{path.name}:{sha256_of(path)}\n".encode())
     return f"sha256:{digest.hexdigest()}"

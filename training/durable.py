@@ -1,9 +1,12 @@
 """Files that a crash, or a machine that loses power, leaves as they were or as they will be."""
 
+import hashlib
 import os
 import shutil
 from contextlib import nullcontext, suppress
 from pathlib import Path
+
+UNFINISHED = ".unfinished"  # ends the name of what is being written, beside its place
 
 
 def sync(path: Path) -> None:
@@ -25,10 +28,10 @@ def sync_tree(folder: Path) -> None:
     sync(folder)
 
 
-def write_durably(path: Path, text: str) -> None:
-    """Write a text file that is never half there."""
-    beside = path.with_name(f".{path.name}.unfinished")
-    beside.write_text(text, encoding="utf-8")
+def write_durably(path: Path, content: str | bytes) -> None:
+    """Write a file, of text in UTF-8 or of bytes, that is whole or not there, whatever dies when."""
+    beside = path.with_name(f".{path.name}{UNFINISHED}")
+    beside.write_bytes(content.encode() if isinstance(content, str) else content)
     sync(beside)
     beside.replace(path)
     sync(path.parent)
@@ -74,3 +77,9 @@ def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str])
             os.link(source, target)
             return
     shutil.copy2(source, target)
+
+
+def sha256_of(path: Path) -> str:
+    """The hash of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

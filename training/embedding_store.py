@@ -8,7 +8,6 @@ A folder holds `manifest.json` and, for each shard, `embeddings-….safetensors`
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -17,6 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from training.durable import UNFINISHED, sha256_of, write_durably
 from training.embedding_shards import DTYPES, TENSORS, read_shard, shard_files
 from training.searches import Embeddings
 
@@ -25,7 +25,6 @@ Receipt: TypeAlias = dict[str, Any]  # JSON: what one shard holds, and the size 
 
 FORMAT = "mxmclr-embeddings-1"
 MANIFEST = "manifest.json"
-UNFINISHED = ".unfinished"
 PACKAGES = ("torch", "transformers", "datasets", "safetensors", "mxmclr")
 
 
@@ -254,7 +253,7 @@ def read_receipt(path: Path) -> Receipt | None:
 def is_whole(folder: Path, receipt: Receipt | None) -> bool:
     """Whether the files of a receipt are there with the sizes and hashes that it says."""
     return receipt is not None and all(
-        fits(folder / name, expected) and sha256(folder / name) == expected["sha256"]
+        fits(folder / name, expected) and sha256_of(folder / name) == expected["sha256"]
         for name, expected in receipt["files"].items()
     )
 
@@ -264,27 +263,6 @@ def fits(path: Path, expected: Receipt) -> bool:
     return path.is_file() and path.stat().st_size == expected["bytes"]
 
 
-def sha256(path: Path) -> str:
-    """The hash of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def as_json(value: Manifest) -> bytes:
     """JSON for people and programs."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file that is whole or not there, whatever dies when."""
-    beside = path.with_name(f".{path.name}{UNFINISHED}")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    entry = os.open(path.parent, os.O_RDONLY)  # the rename itself reaches the disk with its folder
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)

@@ -1,6 +1,5 @@
 """Training states on disk: folders that are whole or not there, under the hash of every file; the last few are kept."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -12,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from training.durable import remove_folder, sync, sync_tree
+from training.durable import UNFINISHED, remove_folder, sha256_of, sync, sync_tree
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class StateFolder:
     def save(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> Path | None:
         """Write a state, then remove those that are too many; None where the disk refused it, which is logged."""
         target = self.path / f"step-{step:06d}"
-        beside = target.with_name(f".{target.name}.unfinished")
+        beside = target.with_name(f".{target.name}{UNFINISHED}")
         try:
             self.path.mkdir(exist_ok=True)
             for leftover in self.path.glob(".*"):
@@ -129,9 +128,3 @@ def load_state(folder: Path) -> SavedState:
     """A state that was checked."""
     values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
     return SavedState(values, {path.stem: load_file(path) for path in folder.glob("*.safetensors")})
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,9 +22,9 @@ from transformers import AutoProcessor
 
 from datasets_scripts.loading import load_multifold
 from modeling_mxmclr.probe_mxmclr import Probe, largest_differences, probe_outputs
+from training.checkpoints import load_model
 from training.data import named_splits
 from training.encoding import encode_rows
-from training.lora import load_checkpoint
 
 # The adapter learns as the recipe says; all weights with the rate and decay that the base was trained with.
 WAYS = {
@@ -75,7 +75,7 @@ def largest_gaps(folder: Path, dataset: str) -> dict[str, float]:
     merged_folder = folder.with_name("merged")
     run("merge.py", str(folder), "--output", str(merged_folder))
     probe, processor = Probe.load(folder), AutoProcessor.from_pretrained(folder)
-    adapted, merged = load_checkpoint(folder), load_checkpoint(merged_folder)
+    adapted, merged = load_model(folder), load_model(merged_folder)
     rows = named_splits(load_multifold(dataset))["test"]
     embeddings = [encode_rows(model, processor, rows, show_progress=True) for model in (adapted, merged)]
     image_gap, text_gap = (

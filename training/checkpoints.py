@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -101,19 +102,36 @@ def load_checkpoint(
     """A model in eval mode, and its processor; an adapter comes on its base, once it is verified.
 
     Raises:
+        ValueError: As `load_model`.
+    """
+    model = load_model(name, revision, trust_remote_code)
+    options = from_hub(revision, trust_remote_code)
+    return model.to(device), AutoProcessor.from_pretrained(resolve_checkpoint(name), **options)  # type: ignore[arg-type]
+
+
+def load_model(
+    name: str | os.PathLike[str], revision: str | None = None, trust_remote_code: bool | None = None
+) -> MXMCLRModel:
+    """The model of a folder or Hub id in eval mode: a whole checkpoint, or an adapter on its base once it is verified.
+
+    Raises:
         ValueError: When the checkpoint is not one of ours, or an adapter doesn't do what it did when it was saved.
     """
-    source = resolve_checkpoint(name)
-    given = {"revision": revision, "trust_remote_code": trust_remote_code}
-    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    source = resolve_checkpoint(os.fspath(name))
     model: Any = (
         adapted_model(load_adapter(source, revision=revision))
         if holds_adapter(source)
-        else AutoModel.from_pretrained(source, **options)
+        else AutoModel.from_pretrained(source, **from_hub(revision, trust_remote_code))
     )
     if model.config.model_type != MXMCLRConfig.model_type:
-        raise ValueError(f"{name!r} holds a {type(model).__name__}, not an MXMCLRModel; train one first.")
-    return model.to(device).eval(), AutoProcessor.from_pretrained(source, **options)
+        raise ValueError(f"{os.fspath(name)!r} holds a {type(model).__name__}, not an MXMCLRModel; train one first.")
+    return model.eval()
+
+
+def from_hub(revision: str | None, trust_remote_code: bool | None) -> dict[str, Any]:
+    """Keywords of `from_pretrained`, of those that were given."""
+    given = {"revision": revision, "trust_remote_code": trust_remote_code}
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def run_embeddings_folder(checkpoint: str) -> Path | None:

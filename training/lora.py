@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
-from modeling_mxmclr.adapters_mxmclr import adapted_model, holds_adapter, inject, load_adapter, save_probe
+from modeling_mxmclr.adapters_mxmclr import adapted_model, inject, save_probe
 from modeling_mxmclr.probe_mxmclr import evaluating, probe_inputs
 from training.arguments import LoraArguments
 
@@ -167,8 +167,3 @@ def summary_of(names: Sequence[str]) -> Counter[str]:
         {'layer.*.query': 2, 'dense': 1}
     """
     return Counter(re.sub(r"\b\d+\b", "*", name) for name in names)
-
-
-def load_checkpoint(source: str | os.PathLike[str]) -> MXMCLRModel:
-    """The model of a folder or Hub id: a whole checkpoint, or an adapter on its base once it is verified."""
-    return adapted_model(load_adapter(source)) if holds_adapter(source) else MXMCLRModel.from_pretrained(source)

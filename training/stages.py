@@ -10,8 +10,8 @@ from modeling_mxmclr import MXMCLRModel
 from training.budget_curves import BudgetSettings, budget_curves
 from training.budget_plots import plot_budgets
 from training.card import save_run_card
+from training.checkpoints import load_model
 from training.encoding import encode_rows
-from training.lora import load_checkpoint
 from training.models import set_training_mode
 from training.plots import plot_curves, retrieval_grid
 from training.report import describe_run, draw_queries, find_failures, flat_scores
@@ -106,7 +106,7 @@ def finish(session: Session) -> None:
     seconds = session.seconds
     session.accelerator.wait_for_everyone()
     output_dir = Path(session.arguments.optimization.output_dir or "")
-    best = load_checkpoint(output_dir / "checkpoints" / "best").to(session.accelerator.device)
+    best = load_model(output_dir / "checkpoints" / "best").to(session.accelerator.device)
     split = final_split(session.splits)
     embeddings, report = evaluate(session, best, split)
     if session.folder is None:

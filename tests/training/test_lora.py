@@ -12,7 +12,8 @@ from tests.references.adapters import disturb, embeddings, save_base
 from tests.references.gloo_pool import GlooPool
 from tests.references.tiny import TEXT_TOWERS, VISION_TOWERS, tiny_batch, tiny_model, tiny_processor
 from training.arguments import LoraArguments
-from training.lora import HEADS, attach_adapter, describe_adapter, find_targets, fits, load_checkpoint
+from training.checkpoints import load_model
+from training.lora import HEADS, attach_adapter, describe_adapter, find_targets, fits
 from training.models import is_frozen, set_training_mode
 
 MORE_VISION_TOWERS = {"deit": tiny.CLIP_VISION, "dinov3_vit": tiny.CLIP_VISION}
@@ -64,9 +65,7 @@ def test_an_adapter_of_any_family_learns_and_comes_back_and_merges(text, vision,
     model.eval()
     adapter.save_pretrained(tmp_path / "adapter")
     expected = embeddings(model, tiny_batch())
-    torch.testing.assert_close(
-        embeddings(load_checkpoint(tmp_path / "adapter"), tiny_batch()), expected, rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(embeddings(load_model(tmp_path / "adapter"), tiny_batch()), expected, rtol=0, atol=1e-6)
     # In float64: fifty batch norms over small variances magnify what merging rounds otherwise.
     merged = load_adapter(tmp_path / "adapter").double().merge_and_unload(safe_merge=True)
     assert merged.state_dict().keys() == MXMCLRModel.from_pretrained(base).state_dict().keys()
@@ -180,7 +179,7 @@ def test_norms_learn_with_their_statistics_and_come_back_and_merge_where_asked_f
         assert any(name.startswith(tower) and "norm" in name.lower() for name in learned)
     adapter.save_pretrained(tmp_path / "adapter")
     expected = embeddings(model.eval(), tiny_batch())
-    again = load_checkpoint(tmp_path / "adapter")
+    again = load_model(tmp_path / "adapter")
     torch.testing.assert_close(embeddings(again.eval(), tiny_batch()), expected)
     merged = load_adapter(tmp_path / "adapter").merge_and_unload()
     torch.testing.assert_close(embeddings(merged.eval(), tiny_batch()), expected, rtol=1e-4, atol=1e-5)
@@ -201,7 +200,7 @@ def test_an_adapter_beside_drifted_statistics_is_refused(tmp_path):
     model(**tiny_batch())
     adapter.save_pretrained(tmp_path / "adapter")
     with pytest.raises(AdapterError, match=r"other values in .*num_batches_tracked"):
-        load_checkpoint(tmp_path / "adapter")
+        load_model(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("vision", ["resnet", "vit"])

@@ -7,8 +7,11 @@ from accelerate.logging import get_logger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from modeling_mxmclr import MXMCLRProcessor
+from training.arguments import Arguments
 from training.augmentation import Augmentation
 from training.data import EpochRows, FoldCollator, loader_processes
+from training.frozen_text import FrozenTextFeatures
 from training.mixtures import InstanceBatches
 from training.models import image_size_of
 from training.session import Session
@@ -108,13 +111,8 @@ class StreamedBatches:
 
 def build_batches(session: Session, views: int | None, captions: int | None) -> Batches:
     """Batches of this rank until the run ends."""
-    data, options = session.arguments.data, session.arguments.optimization
-    augment = Augmentation(
-        image_size_of(session.processor), data.crop_scale, data.rotation, data.horizontal_flip, data.colour_jitter
-    )
-    collator = FoldCollator(
-        session.processor, views, captions, augment, session.frozen_text, options.seed, augment.smallest_source
-    )
+    data = session.arguments.data
+    collator = build_collator(session.arguments, session.processor, session.frozen_text, views, captions)
     if session.sources.streams:
         return stream_batches(session, collator)
     order = draw_batches(session)
@@ -126,6 +124,22 @@ def build_batches(session: Session, views: int | None, captions: int | None) -> 
         **loader_processes(data.num_workers, data.prefetch_factor),
     )
     return StoredBatches(loader, order)
+
+
+def build_collator(
+    arguments: Arguments,
+    processor: MXMCLRProcessor,
+    frozen_text: FrozenTextFeatures | None,
+    views: int | None,
+    captions: int | None,
+) -> FoldCollator:
+    """The collator that draws and varies observations as a run's arguments say."""
+    data = arguments.data
+    augment = Augmentation(
+        image_size_of(processor), data.crop_scale, data.rotation, data.horizontal_flip, data.colour_jitter
+    )
+    seed = arguments.optimization.seed
+    return FoldCollator(processor, views, captions, augment, frozen_text, seed, augment.smallest_source)
 
 
 def draw_batches(session: Session) -> InstanceBatches:

@@ -31,13 +31,13 @@ from transformers.utils import logging as transformers_logging
 from datasets_scripts.loading import load_multifold
 from modeling_mxmclr import MXMCLRModel
 from training.arguments import Arguments, parse_arguments
-from training.augmentation import Augmentation
-from training.data import FoldCollator, RawRows, fold_count, named_splits
+from training.batches import build_collator
+from training.data import RawRows, fold_count, named_splits
 from training.frozen_text import FrozenTextFeatures
 from training.gradient_cases import Case, Difference, build_cases, compare
 from training.lora import attach_adapter
 from training.mixtures import InstanceBatches
-from training.models import build_model, image_size_of, is_frozen
+from training.models import build_model, is_frozen
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
@@ -103,10 +103,7 @@ def prepare(
         owners = {caption: row["instance_id"] for batch in drawn for row in batch for caption in row["captions"]}
         frozen_text = FrozenTextFeatures.encode(model, processor, owners)
     views, captions_drawn = fold_count(data.views_per_instance), fold_count(data.captions_per_instance)
-    augment = Augmentation(
-        image_size_of(processor), data.crop_scale, data.rotation, data.horizontal_flip, data.colour_jitter
-    )
-    collate = FoldCollator(processor, views, captions_drawn, augment, frozen_text, arguments.optimization.seed)
+    collate = build_collator(arguments, processor, frozen_text, views, captions_drawn)
     model.double() if dtype == torch.float64 else model.float()
     return model, [in_dtype(collate(batch), dtype) for batch in drawn]
 

@@ -39,6 +39,8 @@ def mfh(
     score: Score = "observations",
     direction_weight: Share = 0.5,
     normaliser: Normaliser = "observations",
+    image_teacher_embeds: Tensor | None = None,
+    text_teacher_embeds: Tensor | None = None,
 ) -> ObjectiveOutput:
     """The multifold-aware hybrid loss: hard relationships within instances, soft ones between them.
 
@@ -65,6 +67,9 @@ def mfh(
         score: `observations`, or an instance's views scored as one: `max_sim` or `attentive`.
         direction_weight: Share of image-to-text, in [0, 1]; text-to-image has the rest.
         normaliser: What counts equally in a direction's mean: `observations`, `instances` or positive `pairs`.
+        image_teacher_embeds: `(num_images, any)`, unit norm, of a teacher: by these, not by the model's own, the soft
+            part tells how related instances are.
+        text_teacher_embeds: The same of texts, `(num_texts, any)`; a frozen tower's vectors cost nothing.
 
     Returns:
         The loss, with components `hard` and `soft`, and, less the entropy of their targets, `hard_kl` and `soft_kl`, so
@@ -95,9 +100,10 @@ def mfh(
     if soft_weight == 0:
         return ObjectiveOutput(hard, components)
     soft_scale = scale.detach() if soft_temperature is None else 1 / soft_temperature
-    centres = find_centres(observed, instances, soft_detach)
+    judged = seen_by_teacher(observed, image_teacher_embeds, text_teacher_embeds, soft_detach)
+    centres = find_centres(judged, instances)
     if soft_level == "observation":
-        relations = relate_observations(observed, instances, centres, soft_scale, soft_source, soft_detach)
+        relations = relate_observations(judged, instances, centres, soft_scale, soft_source)
         places = [way.queries.answered for way in directions]
     else:
         relations = (relate_instances(centres, soft_scale, soft_source),) * 2
@@ -122,9 +128,16 @@ class Centres(NamedTuple):
     in_both: Tensor  # (num_instances,) bool, the instances that take part
 
 
-def find_centres(observed: Observations, instances: Instances, detach: bool) -> Centres:
+def seen_by_teacher(observed: Observations, images: Tensor | None, texts: Tensor | None, detach: bool) -> Observations:
+    """The observations with a teacher's embeddings, where it gives any, in the place of the model's own."""
+    own = [rows.detach() if detach else rows for rows in observed[:2]]
+    judged = [rows if given is None else given.to(rows) for rows, given in zip(own, (images, texts), strict=True)]
+    return observed._replace(image_embeds=judged[0], text_embeds=judged[1])
+
+
+def find_centres(observed: Observations, instances: Instances) -> Centres:
     """The unit-norm mean of each instance's images and texts."""
-    images, texts = (rows.detach() if detach else rows for rows in observed[:2])
+    images, texts = observed[:2]
     return Centres(
         unit_norm(mean_by_index(images, instances.image_index, instances.image_fold_sizes)),
         unit_norm(mean_by_index(texts, instances.text_index, instances.text_fold_sizes)),
@@ -144,13 +157,12 @@ def relate_observations(
     centres: Centres,
     soft_scale: Tensor | float,
     image_share: float,
-    detach: bool,
 ) -> tuple[Relation, Relation]:
     """How related each query is to the instances, for images and for texts.
 
     As `relate_instances`, with the query itself in the place of its fold's mean.
     """
-    images, texts = (rows.detach() if detach else rows for rows in observed[:2])
+    images, texts = observed[:2]
     in_both = centres.in_both
     of_image, of_text = in_both[instances.image_index], in_both[instances.text_index]
     own_text, own_image = centres.texts[instances.image_index[of_image]], centres.images[instances.text_index[of_text]]

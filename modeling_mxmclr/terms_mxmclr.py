@@ -11,6 +11,7 @@ from torch import Tensor
 from .contrast_mxmclr import (
     Direction,
     Positive,
+    hard_losses,
     in_pairs,
     matrix_directions,
     mean_of_queries,
@@ -18,6 +19,7 @@ from .contrast_mxmclr import (
     prepare,
     shared_seed,
     soft_losses,
+    within,
 )
 from .folds_mxmclr import FOLD_POOLINGS, Observations, mean_by_index, unit_norm
 
@@ -160,6 +162,32 @@ def pooled(
     return torch.stack(one_to_one(in_pairs(*sides), scale)).mean()
 
 
+def intra_modal(
+    observed: Observations,
+    scale: Tensor,
+    *,
+    sides: Literal["both", "images", "texts"] = "both",
+    temperature: Positive | None = None,
+) -> Tensor:
+    """Each observation against the others of its own modality, its fold mates as positives, averaged, `()`.
+
+    SupCon's L_out (https://huggingface.co/papers/2004.11362) within images, as in StableRep, and within texts.
+
+    Args:
+        observed: Observations of the whole batch.
+        scale: Exponentiated logit scale.
+        sides: Whose observations.
+        temperature: Of the logits; None takes 1 / `scale`.
+    """
+    observed, scale, instances = prepare(observed, scale)
+    scale = scale if temperature is None else scale.new_tensor(1 / temperature)
+    folds = (observed.image_embeds, instances.image_index), (observed.text_embeds, instances.text_index)
+    chosen = {"both": folds, "images": folds[:1], "texts": folds[1:]}[sides]
+    ways = [within(rows, index, scale).with_positives() for rows, index in chosen]
+    losses = [mean_of_queries(hard_losses(way), way) for way in ways if len(way.query_instance)]
+    return torch.stack(losses).mean() if losses else 0 * (observed.image_embeds.sum() + observed.text_embeds.sum())
+
+
 def mixup(
     observed: Observations, scale: Tensor, *, concentration: Positive = 0.15, temperature: Positive = 0.1
 ) -> Tensor:
@@ -235,6 +263,7 @@ TERMS: dict[str, Term] = {
     "alignment": alignment,
     "cross_uniformity": cross_uniformity,
     "cyclic_direction": cyclic_direction,
+    "intra_modal": intra_modal,
     "mixup": mixup,
     "near_frozen": near_frozen,
     "pooled": pooled,

@@ -249,7 +249,7 @@ def test_inputs_are_told_apart_from_settings():
     assert input_names("siglip") == {"bias"}
     assert setting_names("siglip") == ["normaliser"]
     assert input_names("clip", {"terms": {"near_frozen": 1.0}}) == {"image_reference_embeds", "text_reference_embeds"}
-    assert {name for name in OBJECTIVES if input_names(name)} == {"cwcl", "siglip", "tcl"}
+    assert {name for name in OBJECTIVES if input_names(name)} == {"cwcl", "mfh", "siglip", "tcl"}
 
 
 @pytest.mark.parametrize(

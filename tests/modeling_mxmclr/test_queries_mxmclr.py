@@ -121,7 +121,7 @@ def test_work_falls_with_the_queries_that_are_asked_for(kind):
         assert len(way.log_sums()) == len(way.query_instance) == 12
         assert len(way.queries.instance) == 48
         assert isinstance(way, Direction) or not len(way.tiles.reduced().of_keys)
-    centres = find_centres(prepared, instances, detach=True)
+    centres = find_centres(prepared, instances)
     relation, place = relate_instances(centres, 1.0, 0.5).of(sides[0].query_instance)
     assert len(relation.rows) == 6
     assert relation.rows[place].equal(relate_instances(centres, 1.0, 0.5).rows[sides[0].query_instance])

@@ -8,7 +8,7 @@ import torch
 
 from modeling_mxmclr.contrast_mxmclr import both_directions, prepare
 from modeling_mxmclr.folds_mxmclr import Observations
-from modeling_mxmclr.softmax_objectives_mxmclr import clip, unicl
+from modeling_mxmclr.softmax_objectives_mxmclr import clip, supcon, unicl
 from modeling_mxmclr.terms_mxmclr import TERMS, draw_mixtures
 from tests.references import term_loops
 from tests.references.observed import EQUAL_IDS, SCALE, TERM_SETTINGS, assert_near, draw, frozen
@@ -64,6 +64,15 @@ def test_pooled_single_observations_are_clip():
     observed = draw(range(4), range(4))
     for pooling in ("mean", "max", "attention"):
         assert_near(TERMS["pooled"](observed, SCALE, pooling=pooling), clip(observed, SCALE).loss, 1e-12)
+
+
+def test_the_intra_modal_term_of_images_is_supcon_of_images_and_of_single_observations_nothing():
+    whole = draw(*EQUAL_IDS)
+    for side in ("images", "texts"):
+        assert_near(TERMS["intra_modal"](whole, SCALE, sides=side), supcon(whole, SCALE, sides=side).loss, 1e-12)
+    single = TERMS["intra_modal"](draw(range(4), range(4)), SCALE)
+    assert single.item() == 0
+    assert single.requires_grad
 
 
 def test_near_frozen_is_zero_at_the_frozen_model_and_two_at_its_opposite():

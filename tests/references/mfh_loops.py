@@ -38,8 +38,14 @@ def mfh_loops(
     score="observations",
     direction_weight=0.5,
     normaliser="observations",
+    image_teacher_embeds=None,
+    text_teacher_embeds=None,
 ) -> float:
     images, texts, image_ids, text_ids = as_lists(observed)
+    images, texts = (
+        rows if given is None else given.tolist()
+        for rows, given in ((images, image_teacher_embeds), (texts, text_teacher_embeds))
+    )
     both = in_both(observed)
     image_centres, text_centres = (
         {i: unit_mean(rows_of(rows, ids, i)) for i in both} for rows, ids in ((images, image_ids), (texts, text_ids))

@@ -68,6 +68,15 @@ def momentum(observed: Observations) -> dict[str, Tensor]:
     return {name.replace("reference", "momentum"): rows for name, rows in given.items()}
 
 
+def teacher(observed: Observations) -> dict[str, Tensor]:
+    given = references(observed)
+    return {name.replace("reference", "teacher"): rows for name, rows in given.items()}
+
+
+def teacher_of_texts(observed: Observations) -> dict[str, Tensor]:
+    return {"text_teacher_embeds": teacher(observed)["text_teacher_embeds"]}
+
+
 def queue(observed: Observations) -> dict[str, Tensor]:
     dim = observed.image_embeds.shape[1]
     images, texts, ids, _ = draw([0, 9, 3, 8], [0, 9, 3, 8], dim, 2)[:4]
@@ -139,6 +148,8 @@ OBJECTIVE_VARIANTS: dict[str, Variant] = {
     "mfh negatives": Variant("mfh", {"denominator": "negatives", "direction_weight": 0.0}),
     "mfh max_sim": Variant("mfh", {"score": "max_sim", "soft_temperature": 0.3}),
     "mfh attentive": Variant("mfh", {"score": "attentive", "soft_columns": "transposed"}),
+    "mfh of a teacher": Variant("mfh", {"soft_temperature": 0.3}, teacher),
+    "mfh of a teacher's texts": Variant("mfh", {"soft_temperature": 0.3, "soft_level": "observation"}, teacher_of_texts),
     "unicl in": Variant("unicl", {"hard_form": "in", "denominator": "one_positive"}),
     "unicl pairs": Variant("unicl", {"normaliser": "pairs", "direction_weight": 0.7}),
     "unicl negatives": Variant("unicl", {"denominator": "negatives", "hard_form": "in"}),
@@ -193,6 +204,8 @@ TERM_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for nam
     "uniformity of images": ("uniformity", {"sides": "images", "t": 3.0}),
     "uniformity of texts": ("uniformity", {"sides": "texts"}),
     "cross_uniformity at 0.5": ("cross_uniformity", {"t": 0.5}),
+    "intra_modal of images": ("intra_modal", {"sides": "images", "temperature": 0.5}),
+    "intra_modal of texts": ("intra_modal", {"sides": "texts"}),
     "vicreg weighed": ("vicreg", {"invariance": 1.0, "variance": 2.0, "covariance": 3.0}),
     "pooled mean": ("pooled", {"pooling": "mean"}),
     "pooled max": ("pooled", {"pooling": "max"}),

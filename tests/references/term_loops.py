@@ -10,7 +10,17 @@ import torch
 from modeling_mxmclr.contrast_mxmclr import both_directions, prepare, shared_seed
 from modeling_mxmclr.folds_mxmclr import Observations
 from modeling_mxmclr.terms_mxmclr import draw_mixtures
-from tests.references.objective_loops import as_lists, average, dot, in_both, lse, paired_loops, rows_of
+from tests.references.objective_loops import (
+    as_lists,
+    average,
+    dot,
+    hard_of,
+    in_both,
+    lse,
+    paired_loops,
+    rows_of,
+    within_rows,
+)
 
 
 def squared(a, b) -> float:
@@ -50,6 +60,15 @@ def uniformity_loops(observed, scale, sides="both", t=2.0) -> float:
 def cross_uniformity_loops(observed, scale, t=2.0) -> float:
     images, texts, image_ids, text_ids = as_lists(observed)
     return potential(images, image_ids, texts, text_ids, t)
+
+
+def intra_modal_loops(observed, scale, sides="both", temperature=None) -> float:
+    images, texts, image_ids, text_ids = as_lists(observed)
+    scale = scale if temperature is None else 1 / temperature
+    parts = {"images": (images, image_ids), "texts": (texts, text_ids)}
+    ways = [within_rows(*part, scale) for side, part in parts.items() if sides in ("both", side)]
+    ways = [[query for query in way if query[0] in query[2]] for way in ways]
+    return average(average(hard_of(query, "out", "all") for query in way) for way in ways if way)
 
 
 def fold_means(observed: Observations):

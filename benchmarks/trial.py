@@ -18,7 +18,7 @@ class Trial:
     steps: int = 500
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
-    dropout: float = 0.4  # before the heads
+    dropout: float = 0.0  # before the heads
     logit_scale: float = 14.3  # where the learned scale starts
     hidden_sizes: Sequence[int] = (32, 64, 128)
     image_size: int = 48
@@ -28,9 +28,11 @@ class Trial:
     evaluations: int = 5  # on the validation split, the last one at the end
     # Ways to learn more from the same images; None goes without, and equals a trial from before there was the way.
     memory_steps: int | None = None  # past steps whose embeddings are further keys
+    memory_from: float | None = None  # share of the steps after which they are used; before, embeddings move too fast
     teacher: str | None = None  # whose embeddings the soft part relates instances by, see `TEACHERS`
     cluster_size: int | None = None  # instances of a step are drawn together with so many like them
     soft_ramp: bool | None = None  # lets the soft part's weight grow from 0 to its setting while the trial lasts
+    text_only_instances: int | None = None  # of which a step sees captions alone, as further keys of its images
     late_views: int | None = None  # views from half of the steps on, with as many instances as the same images allow
 
     @property

@@ -42,6 +42,11 @@ class Batches:
         chosen, self.waiting = self.waiting[:count], self.waiting[count:]
         return chosen
 
+    def draw_others(self, instances: Tensor, count: int) -> Tensor:
+        """Up to `count` instances that are not among these."""
+        order = torch.randperm(len(self.group_ids), generator=self.generator)
+        return order[torch.isin(order, instances, invert=True)][:count]
+
     def draw(self, step: int) -> dict[str, Tensor]:
         """The next batch, as `MXMCLRModel.forward` takes it."""
         views, count = self.views, self.trial.instances
@@ -49,6 +54,8 @@ class Batches:
             views, count = self.trial.late_views, count * views // self.trial.late_views
         instances = self.draw_instances(count)
         images, of_image = self.images.draw(instances, views, self.generator)
+        if self.trial.text_only_instances is not None:
+            instances = torch.cat([instances, self.draw_others(instances, self.trial.text_only_instances)])
         texts, of_text = self.texts.draw(instances, self.captions, self.generator)
         pixels = crop(self.data.images[images], self.trial.image_size, self.trial.crop_scale, self.generator)
         return {

@@ -7,40 +7,34 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from modeling_mxmclr import MXMCLRModel
+from modeling_mxmclr import MXMCLRModel, MXMCLROutput
 from modeling_mxmclr.folds_mxmclr import Observations, unit_norm
 
-MEMORY_STARTS = 0.2  # of the steps: embeddings that still move fast are of no use
 MOMENTUM = 0.99
 
 
 class Memory:
     """The embeddings of the last steps, as further keys: the older, the staler.
 
-    Cross-batch memory, XBM (https://huggingface.co/papers/1912.06798). What it holds of an instance of the batch are
-    further positives.
-
     Args:
         steps: How many steps are kept.
     """
 
     def __init__(self, steps: int) -> None:
-        self.kept: deque[tuple[Tensor, ...]] = deque(maxlen=steps)
+        self.kept: deque[Observations] = deque(maxlen=steps)
 
-    def loss(self, model: MXMCLRModel, batch: Mapping[str, Tensor]) -> Tensor:
-        """The loss of a batch's queries against its own keys and those that are remembered."""
-        ids = batch["image_group_ids"], batch["text_group_ids"]
-        rows = {name: rows for name, rows in batch.items() if not name.endswith("group_ids")}
-        output = model(**rows, return_loss=False, output_logits=False)
-        own = output.image_embeds, output.text_embeds, *ids
-        past = zip(*self.kept, strict=True) if self.kept else ((),) * 4
-        together = [torch.cat([mine, *others]) for mine, others in zip(own, past, strict=True)]
-        asked = [torch.arange(len(all_ids)) < len(mine) for mine, all_ids in zip(ids, together[2:], strict=True)]
-        observed = Observations(*together, *asked)
-        share = observed.asked_share()
-        self.kept.append(tuple(rows.detach() for rows in own))
-        with torch.autocast("cpu", enabled=False):
-            return model.objective(observed, output.logit_scale.exp()).loss / share
+    def observations(self) -> Observations | None:
+        """All that is remembered, as `MXMCLRModel.forward` takes it."""
+        return (
+            None
+            if not self.kept
+            else Observations(*map(torch.cat, zip(*(each[:4] for each in self.kept), strict=True)))
+        )
+
+    def keep(self, batch: Mapping[str, Tensor], output: MXMCLROutput) -> None:
+        """Remember what a step observed."""
+        embeds = output.image_embeds.detach(), output.text_embeds.detach()
+        self.kept.append(Observations(*embeds, batch["image_group_ids"], batch["text_group_ids"]))
 
 
 class Teacher:

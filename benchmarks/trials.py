@@ -12,7 +12,7 @@ from benchmarks.fold_tensors import FoldTensors, crop
 from benchmarks.side_by_side import forget_peak, resident_megabytes
 from benchmarks.trial import Trial
 from benchmarks.trial_batches import Batches
-from benchmarks.trial_ways import MEMORY_STARTS, Memory, Teacher
+from benchmarks.trial_ways import Memory, Teacher
 from modeling_mxmclr import MXMCLRConfig, MXMCLRModel
 from training.arguments import OptimizationArguments
 from training.models import set_training_mode
@@ -115,10 +115,16 @@ def run_trial(
         batch = batches.draw(step)
         with torch.autocast("cpu", torch.bfloat16):
             inputs = None if teacher is None else teacher.inputs(model, batch)
-            if memory is not None and step > MEMORY_STARTS * trial.steps:
-                loss = memory.loss(model, batch)
-            else:
-                loss = model(**batch, objective_inputs=inputs, soft_weight=soft_weight(trial, step)).loss
+            remembers = memory is not None and step > (trial.memory_from or 0) * trial.steps
+            output = model(
+                **batch,
+                objective_inputs=inputs,
+                soft_weight=soft_weight(trial, step),
+                memory=memory.observations() if remembers else None,
+            )
+        if memory is not None:
+            memory.keep(batch, output)
+        loss = output.loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

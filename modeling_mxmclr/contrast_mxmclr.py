@@ -171,7 +171,8 @@ def every_query(
     if score != "observations":
         return set_directions(observed, instances, scale, score)
     of_images, of_texts = find_queries(observed, instances)
-    if not (of_images.answers_all and of_texts.answers_all):
+    remembers = observed.images_remembered or observed.texts_remembered
+    if remembers or not (of_images.answers_all and of_texts.answers_all):
         return (
             one_direction(images, texts, of_images, instances.text_index, scale),
             one_direction(texts, images, of_texts, instances.image_index, scale),
@@ -183,10 +184,12 @@ def every_query(
 
 
 def find_queries(observed: Observations, instances: Instances) -> tuple[Queries, Queries]:
-    """All images and all texts as queries to the other side."""
+    """All images and all texts of this step as queries to the other side."""
+    images = instances.image_index[: observed.num_images_asked]
+    texts = instances.text_index[: observed.num_texts_asked]
     return (
-        all_queries(instances.image_index, instances.text_fold_sizes[instances.image_index], observed.image_queries),
-        all_queries(instances.text_index, instances.image_fold_sizes[instances.text_index], observed.text_queries),
+        all_queries(images, instances.text_fold_sizes[images], observed.image_queries),
+        all_queries(texts, instances.image_fold_sizes[texts], observed.text_queries),
     )
 
 

@@ -20,6 +20,8 @@ class Observations(NamedTuple):
 
     An objective may be asked for the losses of some observations alone. It then gives their share of the loss over all,
     so that the shares of askers who divide all observations among themselves add up to it. The others still are keys.
+
+    The last ones may be remembered from earlier steps: they are keys alone, and count in no mean.
     """
 
     image_embeds: Tensor  # (num_images, dim), unit norm
@@ -28,6 +30,37 @@ class Observations(NamedTuple):
     text_group_ids: Tensor  # (num_texts,), int64
     image_queries: Tensor | None = None  # (num_images,), bool, the images that are asked for; None for all
     text_queries: Tensor | None = None  # (num_texts,), bool
+    images_remembered: int = 0  # how many of the images; the bool masks above leave them out
+    texts_remembered: int = 0
+
+    @property
+    def num_images_asked(self) -> int:
+        """How many images are queries of this step, to be answered for here or elsewhere."""
+        return len(self.image_group_ids) - self.images_remembered
+
+    @property
+    def num_texts_asked(self) -> int:
+        """How many texts are queries of this step."""
+        return len(self.text_group_ids) - self.texts_remembered
+
+    def of_this_step(self) -> "Observations":
+        """The same observations without those that are remembered."""
+        if not (self.images_remembered or self.texts_remembered):
+            return self
+        images, texts = slice(self.num_images_asked), slice(self.num_texts_asked)
+        return self._replace(
+            image_embeds=self.image_embeds[images],
+            text_embeds=self.text_embeds[texts],
+            image_group_ids=self.image_group_ids[images],
+            text_group_ids=self.text_group_ids[texts],
+            images_remembered=0,
+            texts_remembered=0,
+        )
+
+    def remembering(self, memory: "Observations") -> "Observations":
+        """The same observations with those of earlier steps, which get no gradient, as further keys."""
+        rows = [torch.cat([own, past.detach().to(own)]) for own, past in zip(self[:4], memory[:4], strict=True)]
+        return Observations(*rows, *self[4:6], len(memory.image_group_ids), len(memory.text_group_ids))
 
     def asking_for_all(self) -> "Observations":
         """The same observations, all of which are asked for."""

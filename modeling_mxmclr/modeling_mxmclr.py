@@ -19,7 +19,7 @@ from .configuration_mxmclr import MXMCLRConfig
 from .contrast_mxmclr import ObjectiveOutput
 from .distributed_mxmclr import gather_batch, sum_over_ranks, world_size
 from .folds_mxmclr import Observations, instance_embeddings, unit_norm
-from .objectives_mxmclr import get_objective, input_names, setting_names
+from .objectives_mxmclr import REMEMBERING, get_objective, input_names, setting_names
 from .scale_mxmclr import LogitBias, LogitScale
 from .towers_mxmclr import (
     HeadLinear,
@@ -268,6 +268,7 @@ class MXMCLRModel(PreTrainedModel):
         text_embeds: Tensor | None = None,
         soft_weight: float | None = None,
         objective_inputs: dict[str, Tensor] | None = None,
+        memory: Observations | None = None,
         gather: bool | None = None,
         output_logits: bool | None = None,
         **keywords: Any,
@@ -289,6 +290,8 @@ class MXMCLRModel(PreTrainedModel):
             soft_weight: Overrides the objective's setting of that name for this step, for a schedule.
             objective_inputs: What the objective or its terms take beside the observations, such as
                 `image_reference_embeds`, with the rows of this rank's images or texts.
+            memory: Observations of earlier steps, of all ranks, the same on each: further keys, and positives of their own
+                instances, without gradient. For `mfh` and `unicl`.
             gather: Whether the loss is over the observations of all ranks; None does so in training mode.
             output_logits: Whether to return logits; None does where there is no loss.
             keywords: Passed to the tower that takes them, such as `token_type_ids`.
@@ -313,7 +316,7 @@ class MXMCLRModel(PreTrainedModel):
         if return_loss:
             observed = checked_observations(image_embeds, text_embeds, image_group_ids, text_group_ids)
             loss, components = self._score(
-                observed, log_scale, soft_weight, objective_inputs, self.training if gather is None else gather
+                observed, log_scale, soft_weight, objective_inputs, memory, self.training if gather is None else gather
             )
         logits = None
         if (
@@ -376,6 +379,7 @@ class MXMCLRModel(PreTrainedModel):
         log_scale: Tensor,
         soft_weight: float | None,
         inputs: dict[str, Tensor] | None,
+        memory: Observations | None,
         gather: bool,
     ) -> ObjectiveOutput:
         settings = {} if soft_weight is None else {"soft_weight": soft_weight}
@@ -387,6 +391,9 @@ class MXMCLRModel(PreTrainedModel):
             learned["bias"] = self.logit_bias()
         if gather:
             observed, inputs, learned = gather_batch(observed, inputs, learned)
+        if memory is not None:
+            self._check_memory(inputs)
+            observed = observed.remembering(memory)
         with full_precision(observed.image_embeds):
             output = self.objective(observed, **learned, **settings, **inputs)
         if not gather or world_size() == 1:
@@ -408,6 +415,18 @@ class MXMCLRModel(PreTrainedModel):
             if len(rows) != size:
                 raise ValueError(f"`{name}` has {len(rows)} rows for {size} observations; pass one for each.")
         return dict(inputs)
+
+    def _check_memory(self, inputs: dict[str, Tensor]) -> None:
+        settings = self.config.objective_settings or {}
+        if self.config.objective not in REMEMBERING or settings.get("score", "observations") != "observations":
+            raise ValueError(
+                f"`memory` needs one of the objectives {list(REMEMBERING)} with `score` 'observations', got "
+                f"{self.config.objective!r} with {settings}; leave it out."
+            )
+        if inputs:
+            raise ValueError(
+                f"`memory` can't be had with {sorted(inputs)}, which say nothing of what is remembered; leave one out."
+            )
 
     def touch_parameters(self) -> Tensor:
         """A zero, `()`, that reaches every trainable parameter, since DDP waits for the gradient of each.

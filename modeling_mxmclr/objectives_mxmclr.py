@@ -45,6 +45,10 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+# Those that can have keys of earlier steps, since a query of theirs is scored by itself.
+REMEMBERING = ("mfh", "unicl")
+
+
 def compute_objective(
     name: str,
     image_embeds: Tensor,
@@ -112,9 +116,11 @@ def with_terms(
 ) -> ObjectiveOutput:
     """An objective's loss plus weighted terms; each gets those of the keywords that it takes.
 
-    A term is no sum over queries: it is found whole, and the share of the queries that are asked for is added.
+    A term is no sum over queries: it is found whole, and the share of the queries that are asked for is added. It sees
+    what this step observed, not what is remembered.
     """
     loss, components = objective(observed, scale, **{key: keywords[key] for key in own_keywords & keywords.keys()})
+    observed = observed.of_this_step()
     if not find_instances(observed.image_group_ids, observed.text_group_ids).in_both.any():
         return ObjectiveOutput(loss, components)
     for name, settings in terms.items():

@@ -83,6 +83,11 @@ class DataArguments:
     instances_per_step: int = flag("Instances that all ranks together draw in a step.", default=64)
     views_per_instance: str = flag("Images drawn of each fold in a step, a number or `all`.", default="4")
     captions_per_instance: str = flag("Captions drawn of each fold in a step, a number or `all`.", default="4")
+    text_only_instances: int = flag(
+        "Further instances of which a step sees captions alone, as negatives of its images; they cost what their text "
+        "costs, which is next to nothing where the text tower is frozen. At most all others are drawn.",
+        default=0,
+    )
     crop_scale: float = flag(
         "Smallest share of an image's area that a training crop keeps, up to 1 for no crop.", default=1.0
     )
@@ -120,6 +125,13 @@ class DataArguments:
             raise ValueError(f"`prefetch_factor` must be at least 1, got {self.prefetch_factor}.")
         if self.instances_per_step < 2:
             raise ValueError(f"`instances_per_step` must be at least 2, got {self.instances_per_step}.")
+        if self.text_only_instances < 0:
+            raise ValueError(f"`text_only_instances` must not be negative, got {self.text_only_instances}.")
+        if self.text_only_instances and self.streaming:
+            raise ValueError(
+                f"`text_only_instances` needs stored rows, got {self.text_only_instances} with `streaming`: a stream "
+                "can't be asked for captions alone; leave one of them out."
+            )
         if self.shuffle_buffer < 1:
             raise ValueError(f"`shuffle_buffer` must be at least 1, got {self.shuffle_buffer}.")
         self._check_mixture()
@@ -273,6 +285,15 @@ class OptimizationArguments:
     )
     weight_decay: float = flag("Decoupled weight decay, never on norms, biases and the scale.", default=0.05)
     warmup_steps: int = flag("Steps of linear warm-up before the cosine.", default=100)
+    memory_batches: int = flag(
+        "Past batches whose embeddings are further keys, without gradient, of the objectives `mfh` and `unicl`: more "
+        "negatives, and positives of the same instances, that nobody has to encode. See docs/fold_budget.md.",
+        default=0,
+    )
+    memory_from: float = flag(
+        "Share of the run after which they are used; before, embeddings change too fast for old ones to tell much.",
+        default=0.5,
+    )
     max_grad_norm: float = flag("Largest norm of the whole gradient; 0 for no clipping.", default=1.0)
     gradient_accumulation_steps: int = flag("Batches whose gradients are averaged before a step.", default=1)
     micro_batch_images: int | None = flag(
@@ -322,6 +343,10 @@ class OptimizationArguments:
         for name in at_least_one.split():
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.memory_batches < 0:
+            raise ValueError(f"`memory_batches` must not be negative, got {self.memory_batches}.")
+        if not 0 <= self.memory_from <= 1:
+            raise ValueError(f"`memory_from` must lie in [0, 1], got {self.memory_from}.")
         if self.checkpoint_every is None:
             self.checkpoint_every = self.eval_every
         if self.checkpoint_every < 0:

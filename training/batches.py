@@ -154,7 +154,9 @@ def draw_batches(session: Session) -> InstanceBatches:
         )
     ranks = accelerator.process_index, accelerator.num_processes
     weights = data.dataset_weights or sizes
-    return InstanceBatches(sizes, weights, data.instances_per_step, num_batches, options.seed, *ranks)
+    return InstanceBatches(
+        sizes, weights, data.instances_per_step, num_batches, options.seed, *ranks, data.text_only_instances
+    )
 
 
 def stream_batches(session: Session, collator: FoldCollator) -> StreamedBatches:

@@ -20,7 +20,7 @@ from modeling_mxmclr import MXMCLROutput
 Inputs = Mapping[str, Any]
 
 IMAGE_INPUTS = {"pixel_values"}
-SCORE_INPUTS = {"image_group_ids", "text_group_ids", "soft_weight", "objective_inputs", "output_logits"}
+SCORE_INPUTS = {"image_group_ids", "text_group_ids", "soft_weight", "objective_inputs", "memory", "output_logits"}
 # They exchange parameters or gradients in each pass, and ranks differ in how many passes they need.
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 

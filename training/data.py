@@ -2,9 +2,11 @@
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow
 import pyarrow.compute
 import torch
 from datasets import Dataset, DatasetDict
@@ -14,6 +16,7 @@ from datasets_scripts.raw_images import MAX_PIXELS
 from modeling_mxmclr import MXMCLRProcessor
 from modeling_mxmclr.folds_mxmclr import flatten_folds, hash_instance_id
 from training.frozen_text import FrozenTextFeatures
+from training.mixtures import TextOnly
 
 Row = Mapping[str, Any]
 Split = TypeVar("Split")
@@ -35,6 +38,15 @@ class RawRows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.rows[index].to_pylist()[0]
+
+    def without_images(self, index: int) -> dict[str, Any]:
+        """A row with its captions alone, which takes no time to read."""
+        ids, captions = self._texts
+        return {"instance_id": ids[index].as_py(), "images": [], "captions": captions[index].as_py()}
+
+    @cached_property
+    def _texts(self) -> tuple[pyarrow.ChunkedArray, pyarrow.ChunkedArray]:
+        return self.rows["instance_id"], self.rows["captions"]
 
     def column(self, name: str) -> list[Any]:
         """All values of a column other than `images`."""
@@ -80,7 +92,7 @@ def caption_owners(parts: Iterable[RawRows]) -> dict[str, str]:
 
 
 class EpochRows(torch.utils.data.Dataset):
-    """Rows that say in which epoch they were asked for, under indices `(row, epoch)`."""
+    """Rows that say in which epoch they were asked for, under indices `(row, epoch)`, without images for `TextOnly`."""
 
     def __init__(self, rows: RawRows) -> None:
         self.rows = rows
@@ -89,7 +101,9 @@ class EpochRows(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: tuple[int, int]) -> dict[str, Any]:
-        return self.rows[index[0]] | {"epoch": index[1]}
+        row, epoch = index
+        read = self.rows.without_images if isinstance(index, TextOnly) else self.rows.__getitem__
+        return read(row) | {"epoch": epoch}
 
 
 class FoldCollator:

@@ -32,7 +32,7 @@ from datasets_scripts.loading import load_multifold
 from modeling_mxmclr import MXMCLRModel
 from training.arguments import Arguments, parse_arguments
 from training.batches import build_collator
-from training.data import RawRows, fold_count, named_splits
+from training.data import EpochRows, RawRows, fold_count, named_splits
 from training.frozen_text import FrozenTextFeatures
 from training.gradient_cases import Case, Difference, build_cases, compare
 from training.lora import attach_adapter
@@ -97,7 +97,7 @@ def prepare(
         attach_adapter(model, processor, arguments.lora)
     if arguments.optimization.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    drawn = draw_rows(rows, instances, count, arguments.optimization.seed)
+    drawn = draw_rows(rows, instances, count, arguments.optimization.seed, min(instances, data.text_only_instances))
     frozen_text = None
     if is_frozen(model.text_model):
         owners = {caption: row["instance_id"] for batch in drawn for row in batch for caption in row["captions"]}
@@ -108,10 +108,10 @@ def prepare(
     return model, [in_dtype(collate(batch), dtype) for batch in drawn]
 
 
-def draw_rows(rows: RawRows, instances: int, count: int, seed: int) -> list[list[dict]]:
-    """The rows of a run's first batches, had they so many instances."""
-    order = InstanceBatches([len(rows)], [1.0], instances, count, seed)
-    return [[rows[row] | {"epoch": epoch} for row, epoch in batch] for batch in order]
+def draw_rows(rows: RawRows, instances: int, count: int, seed: int, text_only: int) -> list[list[dict]]:
+    """The rows of a run's first batches, had they so many instances, and so many that captions alone are seen of."""
+    order, read = InstanceBatches([len(rows)], [1.0], instances, count, seed, text_only=text_only), EpochRows(rows)
+    return [[read[index] for index in batch] for batch in order]
 
 
 def in_dtype(batch: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

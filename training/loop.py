@@ -6,6 +6,7 @@ from transformers import get_cosine_schedule_with_warmup
 from training.batches import Batches
 from training.cached_step import MicroBatchSizes, take_gradients
 from training.guards import Guards
+from training.memory import BatchMemory
 from training.meter import Meter
 from training.models import set_training_mode
 from training.optimization import build_optimizer
@@ -21,8 +22,8 @@ def train(session: Session, batches: Batches) -> None:
     scheduler = get_cosine_schedule_with_warmup(optimizer, options.warmup_steps, options.max_steps)
     model, optimizer = accelerator.prepare(session.model, optimizer)
     fix_bucket_order(model)
-    meter, guards = Meter(accelerator), Guards(session)
-    state = TrainingState(session, optimizer, scheduler, batches, meter)
+    meter, guards, memory = Meter(accelerator), Guards(session), BatchMemory.of(session.arguments)
+    state = TrainingState(session, optimizer, scheduler, batches, meter, memory)
     step, best = state.restore()
     # TensorBoard leaves out what a run that was killed logged after the step it is resumed from.
     accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": step + 1}})
@@ -33,7 +34,7 @@ def train(session: Session, batches: Batches) -> None:
     )
     for batch in state.on(guards.clock.time(batches)):
         with accelerator.accumulate(model):
-            output = take_gradients(accelerator, model, batch, micro_batch_sizes)
+            output = take_gradients(accelerator, model, batch | memory.inputs(), micro_batch_sizes)
             guards.check_loss(step + 1, batch, output)
             if accelerator.sync_gradients:
                 norm = accelerator.clip_grad_norm_(model.parameters(), options.max_grad_norm or float("inf"))
@@ -41,6 +42,7 @@ def train(session: Session, batches: Batches) -> None:
             optimizer.step()
             optimizer.zero_grad()
         meter.add(batch, output)
+        memory.keep(batch, output)
         if not accelerator.sync_gradients:
             continue
         rate = scheduler.get_last_lr()[0]

@@ -1,6 +1,7 @@
 """Which instances a step draws, of one data set or of several."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -28,6 +29,13 @@ def draw_counts(weights: Sequence[float] | np.ndarray, total: int, place: float 
     return np.diff(points, prepend=0)
 
 
+class TextOnly(NamedTuple):
+    """A row of which a step sees captions alone."""
+
+    row: int
+    epoch: int
+
+
 class InstanceBatches(Sampler[list[tuple[int, int]]]):
     """This rank's share of each step's instances: a function of seed and step alone.
 
@@ -42,6 +50,7 @@ class InstanceBatches(Sampler[list[tuple[int, int]]]):
         seed: Seed of the order.
         rank: This process.
         num_ranks: All processes.
+        text_only: Further instances of a step, of any data set, that come as `TextOnly`.
 
     Attributes:
         first: The batch to begin with, the next time that they are asked for.
@@ -56,7 +65,9 @@ class InstanceBatches(Sampler[list[tuple[int, int]]]):
         seed: int,
         rank: int = 0,
         num_ranks: int = 1,
+        text_only: int = 0,
     ) -> None:
+        self.text_only = text_only
         self.sizes, self.num_batches, self.seed, self.rank, self.num_ranks = sizes, num_batches, seed, rank, num_ranks
         places = np.random.default_rng([seed, len(sizes)]).random(num_batches)
         self.counts = np.minimum(draw_counts(weights, batch_size, places), sizes)
@@ -79,7 +90,17 @@ class InstanceBatches(Sampler[list[tuple[int, int]]]):
                 if orders[part][0] != epoch:
                     orders[part] = epoch, self._order(part, epoch)
                 batch += [(row, epoch) for row in orders[part][1][start:end].tolist()]
-            yield batch[self.rank :: self.num_ranks]
+            others = self._others(number, batch) if self.text_only else []
+            yield batch[self.rank :: self.num_ranks] + others[self.rank :: self.num_ranks]
+
+    def _others(self, number: int, batch: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Rows that are not in a batch, which see their captions drawn anew in each."""
+        total = sum(self.sizes)
+        drawn = np.random.default_rng([self.seed, number, 0, 1]).choice(
+            total, min(total, self.text_only + len(batch)), replace=False
+        )
+        taken = {row for row, _ in batch}
+        return [TextOnly(row, number) for row in drawn.tolist() if row not in taken][: self.text_only]
 
     def _order(self, part: int, epoch: int) -> np.ndarray:
         """All rows of a data set in the order of an epoch."""

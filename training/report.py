@@ -73,13 +73,15 @@ def describe_plan(
     is_streamed = isinstance(splits["train"], StreamSample)
     batch = data.instances_per_step if is_streamed else min(data.instances_per_step, len(splits["train"]))
     images, texts = mean_drawn(splits["train"], "images", views), mean_drawn(splits["train"], "captions", captions)
+    seen = batch if is_streamed else min(batch + data.text_only_instances, len(splits["train"]))
     sizes = [f"{size:,} {name}" for name, size in sizes_of(splits).items()] + ["train streamed"] * is_streamed
     total, learning = count_parameters(model)
     steps = optimization.max_steps * optimization.gradient_accumulation_steps
     lines = {
         "data": f"{' + '.join(names_of(data))}: instances {', '.join(sizes)}",
-        "a step": f"{batch} instances, about {batch * images:.0f} images and {batch * texts:.0f} captions",
-        "an image": f"about {texts:.1f} positives and {(batch - 1) * texts:.0f} negatives among the captions",
+        "a step": f"{batch} instances, about {batch * images:.0f} images and {seen * texts:.0f} captions"
+        + (f", {seen - batch} instances by captions alone" if seen > batch else ""),
+        "an image": f"about {texts:.1f} positives and {(seen - 1) * texts:.0f} negatives among the captions",
         "a caption": f"about {images:.1f} positives and {(batch - 1) * images:.0f} negatives among the images",
         "model": f"{describe_tower(model.text_model)} + {describe_tower(model.vision_model)}",
         "parameters": f"{total:,}, of which {learning:,} learn",

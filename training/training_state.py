@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
 
 from training.batches import Batches
+from training.memory import BatchMemory
 from training.meter import Meter
 from training.random_states import random_states, seed_anew, set_random_states
 from training.redaction import redacted
@@ -34,6 +35,7 @@ class TrainingState:
     scheduler: LRScheduler
     batches: Batches
     meter: Meter
+    memory: BatchMemory
 
     def __post_init__(self) -> None:
         """Settle how often to keep it."""
@@ -71,7 +73,8 @@ class TrainingState:
             "optimizer": groups,
             "ranks": gather_object([self._of_this_rank()]),
         }
-        return values, {"model": whole(tensors_of(session.model)), "optimizer": whole(moments)}
+        tensors = {"model": whole(tensors_of(session.model)), "optimizer": whole(moments)}
+        return values, tensors | {"memory": self.memory.state_dict()}
 
     def restore(self) -> tuple[int, float]:
         """Put back the state that the run is resumed from, if it is, and return the step and the best score then."""
@@ -87,6 +90,7 @@ class TrainingState:
         own = values["ranks"][session.accelerator.process_index if self._has_as_many_ranks(saved) else 0]
         self.batches.load_state_dict(own["batches"])
         self.meter.load_state_dict(own["meter"])
+        self.memory.load_state_dict(saved.tensors["memory"], session.accelerator.device)
         session.started -= values["seconds"]
         logger.info("The run goes on after step %d.", values["step"])
         return values["step"], values["best"]

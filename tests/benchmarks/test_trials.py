@@ -96,6 +96,14 @@ def test_late_views_keep_the_number_of_images(splits):
     assert late["image_group_ids"].unique(return_counts=True)[1].max() > 1
 
 
+def test_instances_without_views_are_seen_by_their_captions_alone(splits):
+    batch = Batches(replace(SMALL, text_only_instances=5), splits["train"]).draw(1)
+    images, texts = (set(batch[name].tolist()) for name in ("image_group_ids", "text_group_ids"))
+    assert len(images) == 4
+    assert images < texts
+    assert len(texts) == 9
+
+
 def test_whole_images_are_their_own_pixels_and_crops_are_parts_of_them():
     images = torch.randint(256, (3, 3, 8, 8), dtype=torch.uint8)
     torch.testing.assert_close(crop(images, 8, 1, None), images.float() / 127.5 - 1, atol=1e-5, rtol=0)
@@ -112,27 +120,18 @@ def test_clusters_hold_the_nearest_instances_and_none_twice():
     assert {frozenset(part.tolist()) for part in chosen.split(3)} == {frozenset({0, 1, 2}), frozenset({3, 4, 5})}
 
 
-def test_a_memory_adds_keys_without_gradient_and_asks_for_the_batch_alone(splits, text_model):
-    model = build_trial_model(replace(SMALL, dropout=0.0, settings={"soft_weight": 0.0}), text_model).eval()
+def test_a_memory_holds_the_last_steps_without_gradient(splits, text_model):
+    model = build_trial_model(SMALL, text_model).eval()
     batches, memory = Batches(SMALL, splits["train"]), Memory(2)
-    first, second = batches.draw(1), batches.draw(2)
-    torch.testing.assert_close(memory.loss(model, first), model(**first).loss)
-    past, own = model(**first), model(**second)
-    ids = [torch.cat([second[name], first[name]]) for name in ("image_group_ids", "text_group_ids")]
-    images = torch.cat([own.image_embeds, past.image_embeds.detach()])
-    texts = torch.cat([own.text_embeds, past.text_embeds.detach()])
-    logits = own.logit_scale.exp() * images @ texts.T
-    positives = ids[0][:, None] == ids[1]
-    losses = []
-    for side, mask, count in (
-        (logits, positives, len(own.image_embeds)),
-        (logits.T, positives.T, len(own.text_embeds)),
-    ):
-        likelihood = side.log_softmax(dim=1)
-        each = -(likelihood * mask).sum(dim=1) / mask.sum(dim=1)
-        losses.append(each[:count].sum() / len(each))
-    asked = (len(own.image_embeds) + len(own.text_embeds)) / (len(images) + len(texts))
-    torch.testing.assert_close(memory.loss(model, second), sum(losses) / 2 / asked)
+    assert memory.observations() is None
+    steps = [batches.draw(step) for step in range(3)]
+    for batch in steps:
+        memory.keep(batch, model(**batch))
+    kept = memory.observations()
+    for place, name in ((2, "image_group_ids"), (3, "text_group_ids")):
+        assert kept[place].tolist() == [*steps[1][name].tolist(), *steps[2][name].tolist()]
+    torch.testing.assert_close(kept.image_embeds[-len(steps[2]["image_group_ids"]) :], model(**steps[2]).image_embeds)
+    assert not kept.image_embeds.requires_grad
 
 
 def test_a_slow_teacher_starts_as_the_model_and_follows_it(splits, text_model):
@@ -173,6 +172,7 @@ def test_a_trial_repeats_itself_and_counts_what_it_encodes(splits, text_model):
         {"teacher": "slow"},
         {"cluster_size": 2},
         {"late_views": 1},
+        {"text_only_instances": 4},
         {"soft_ramp": True, "settings": {"soft_weight": 0.5}},
     ],
     ids=str,

@@ -58,9 +58,9 @@ def three_ranks():
     pool.close()
 
 
-def assert_true_gradient(dtype, fields, answers):
+def assert_true_gradient(dtype, fields, answers, whole=rank_jobs.whole_batch):
     """Loss and gradient of every parameter are one process's, up to the contract's tolerance."""
-    loss, gradients = rank_jobs.whole_batch(dtype, fields)
+    loss, gradients = whole(dtype, fields)
     largest = max(np.abs(gradient).max() for gradient in gradients.values())
     for rank_loss, rank_gradients in answers:
         assert rank_loss == pytest.approx(loss, abs=TOLERANCE[dtype] * max(1, abs(loss)))
@@ -81,6 +81,14 @@ def assert_true_gradient(dtype, fields, answers):
 def test_two_ranks_end_with_the_gradient_of_one_process(two_ranks, fields, split, dtype):
     answers = two_ranks.run(rank_jobs.ddp_step, dtype, fields, split)
     assert_true_gradient(dtype, fields, answers)
+
+
+@pytest.mark.parametrize("name", ["mfh", "unicl with mixup"])
+def test_ranks_that_remember_end_with_the_gradient_of_one_process(two_ranks, three_ranks, name):
+    for pool, splits in ((two_ranks, SPLITS), (three_ranks, SPLITS_OF_THREE)):
+        for split in list(splits.values())[-2:]:
+            answers = pool.run(rank_jobs.ddp_step_twice, torch.float64, MODELS[name], split)
+            assert_true_gradient(torch.float64, MODELS[name], answers, rank_jobs.whole_batch_twice)
 
 
 @pytest.mark.parametrize("split", SPLITS_OF_THREE.values(), ids=SPLITS_OF_THREE.keys())

@@ -22,6 +22,7 @@ from tests.references.observed import SCALE, VARIANTS, Variant
 from tests.references.tiny import tiny_batch, tiny_model
 from training import gradient_cases
 from training.cached_step import MicroBatchSizes, take_gradients
+from training.memory import BatchMemory
 from training.sharded_search import gather_ranks
 
 IMAGE_KEYS = ("pixel_values", "image_group_ids")
@@ -65,6 +66,30 @@ def ddp_step(rank: int, dtype: torch.dtype, fields: dict, shares: dict, steps: i
         wrapped.zero_grad()
         answer = loss_and_gradients(wrapped, split_batch(tiny_batch(dtype), shares, rank))
     return answer
+
+
+def whole_batch_twice(dtype: torch.dtype, fields: dict):
+    """The same of a batch that remembers itself from a step before."""
+    model, batch = tiny_model(**fields).to(dtype), tiny_batch(dtype)
+    return loss_and_gradients(model, batch | remembering(model, batch))
+
+
+def ddp_step_twice(rank: int, dtype: torch.dtype, fields: dict, shares: dict):
+    """The same as `ddp_step`, with a memory that holds the shares of all ranks, and is half as large as it may be."""
+    model = tiny_model(**fields).to(dtype)
+    model.training = True
+    batch = split_batch(tiny_batch(dtype), shares, rank)
+    remembered = remembering(model, batch)
+    return loss_and_gradients(DistributedDataParallel(model), batch | remembered)
+
+
+def remembering(model: MXMCLRModel, batch: dict[str, torch.Tensor]) -> dict[str, Observations]:
+    """What a memory gives beside the next batch, when it has seen one."""
+    memory = BatchMemory(2, 0)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        memory.keep(batch, model(**batch))
+    return memory.inputs()
 
 
 def fsdp_step(rank: int, dtype: torch.dtype, fields: dict, shares: dict):

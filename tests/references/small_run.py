@@ -81,7 +81,7 @@ def outcome(folder: Path, step: int = LAST) -> dict[str, object]:
             del entry[name]
     tensors = {
         f"{name}.{key}": each.numpy().tobytes()
-        for name in ("model", "optimizer")
+        for name in ("model", "optimizer", "memory")
         for key, each in load_file(state / f"{name}.safetensors").items()
     }
     return {"values": values, "history": history, **tensors}

@@ -23,6 +23,7 @@ from training.data import (
     named_splits,
 )
 from training.frozen_text import FrozenTextFeatures
+from training.mixtures import TextOnly
 
 
 def encoded(image, **options):
@@ -102,6 +103,17 @@ def test_frozen_features_stand_for_the_drawn_captions():
 def test_rows_carry_their_epoch():
     rows = EpochRows(RawRows(Dataset.from_dict({"instance_id": ["a", "b"]})))
     assert rows[1, 5] == {"instance_id": "b", "epoch": 5}
+
+
+def test_a_row_that_is_seen_by_its_captions_has_no_images(tmp_path):
+    loaded = load_multifold(str(write_corpus(tmp_path / "corpus")), cache_dir=tmp_path / "cache")
+    rows = EpochRows(RawRows(loaded["train"]))
+    plain, seen = rows[4, 2], rows[TextOnly(4, 2)]
+    assert seen == {"instance_id": plain["instance_id"], "captions": plain["captions"], "images": [], "epoch": 2}
+    batch = FoldCollator(tiny_processor(), 2, 2)([rows[3, 0], seen])
+    ids = [hash_instance_id(rows[row, 0]["instance_id"]) for row in (3, 4)]
+    assert set(batch["image_group_ids"].tolist()) == {ids[0]}
+    assert set(batch["text_group_ids"].tolist()) == set(ids)
 
 
 def test_splits_have_our_names_and_images_stay_encoded(tmp_path):

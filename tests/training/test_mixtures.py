@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from training.mixtures import InstanceBatches, draw_counts
+from training.mixtures import InstanceBatches, TextOnly, draw_counts
 
 SIZES, WEIGHTS = [10, 4, 6], [5.0, 1.0, 2.0]
 
@@ -83,3 +83,21 @@ def test_a_data_set_smaller_than_its_share_gives_all_that_it_has():
     batches = list(InstanceBatches([50, 2], [1, 1], 10, 5, seed=0))
     assert all(sorted(row for row, _ in batch if row >= 50) == [50, 51] for batch in batches)
     assert all(len(batch) == 7 for batch in batches)
+
+
+def test_instances_seen_by_their_captions_are_not_of_the_batch_and_are_the_same_on_any_number_of_ranks():
+    whole = list(mixture(text_only=5))
+    for number, batch in enumerate(whole):
+        others = [index for index in batch if isinstance(index, TextOnly)]
+        assert batch[:4] == list(mixture())[number]
+        assert len({row for row, _ in batch}) == len(batch) == 9
+        assert {epoch for _, epoch in others} == {number}
+    assert {part_of(row) for batch in whole for row, _ in batch[4:]} == {0, 1, 2}
+    shares = zip(*(mixture(text_only=5, rank=rank, num_ranks=2) for rank in range(2)), strict=True)
+    for batch, (first, second) in zip(whole, shares, strict=True):
+        assert sorted(first + second) == sorted(batch)
+        assert sum(isinstance(index, TextOnly) for index in first) == 3
+
+
+def test_at_most_all_others_are_seen_by_their_captions():
+    assert all(sorted(row for row, _ in batch) == list(range(20)) for batch in mixture(text_only=99))

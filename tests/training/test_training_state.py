@@ -11,6 +11,7 @@ from tests.references.small_run import LAST, draw_and_score, outcome, run_small
 from tests.references.state_jobs import gradients_of_the_third_step, sharded_round_trip
 from training import loop
 from training.data import FoldCollator
+from training.memory import FIELDS
 from training.meter import Meter
 from training.state_folder import StateFolder, load_state
 from training.training_state import fill_optimizer, fill_tensors, optimizer_state, tensors_of
@@ -87,6 +88,18 @@ def test_a_run_that_has_taken_its_last_step_takes_no_further_one(unbroken, tmp_p
     assert outcome(tmp_path / "run") == outcome(unbroken)
     saved = load_state(tmp_path / "run" / "state" / f"step-{LAST:06d}").tensors["model"]
     assert all(torch.equal(each, saved[name]) for name, each in tensors_of(session.model).items())
+
+
+@pytest.mark.parametrize("number", [3, 9])
+def test_a_run_that_remembers_goes_on_with_what_it_remembered(number, tmp_path, unbroken):
+    settings = {"memory_batches": 2, "memory_from": 0.3}
+    run_small(tmp_path / "unbroken", **settings)
+    run_until_killed(number, tmp_path / "run", **settings)
+    run_small(tmp_path / "run", resume_from_checkpoint="auto", **settings)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "unbroken")
+    assert {f"memory.1.{name}" for name in FIELDS} <= outcome(tmp_path / "run").keys()
+    moved = [name for name, value in outcome(unbroken).items() if value != outcome(tmp_path / "run")[name]]
+    assert any(name.startswith("model.") for name in moved)
 
 
 def test_an_adapter_in_training_goes_on_as_it_was(tmp_path):

@@ -87,6 +87,7 @@ OPEN_MODULES = {
         "modeling_mxmclr.adapters_mxmclr",
         "modeling_mxmclr.buckets_mxmclr",
         "modeling_mxmclr.contrast_mxmclr",  # above how many logits there are tiles, for training/exactness.py
+        "modeling_mxmclr.distributed_mxmclr",  # what all ranks observed, for training/memory.py
         "modeling_mxmclr.folds_mxmclr",
         "modeling_mxmclr.objectives_mxmclr",
         "modeling_mxmclr.probe_mxmclr",

@@ -29,7 +29,7 @@ class Trial:
     # Ways to learn more from the same images; None goes without, and equals a trial from before there was the way.
     memory_steps: int | None = None  # past steps whose embeddings are further keys
     memory_from: float | None = None  # share of the steps after which they are used; before, embeddings move too fast
-    teacher: str | None = None  # whose embeddings the soft part relates instances by, see `TEACHERS`
+    teacher: str | None = None  # whose embeddings the soft part relates instances by: `frozen` or `slow`
     cluster_size: int | None = None  # instances of a step are drawn together with so many like them
     soft_ramp: bool | None = None  # lets the soft part's weight grow from 0 to its setting while the trial lasts
     text_only_instances: int | None = None  # of which a step sees captions alone, as further keys of its images

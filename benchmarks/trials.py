@@ -6,15 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, ResNetConfig, get_cosine_schedule_with_warmup
 
 from benchmarks.fold_tensors import FoldTensors, crop
 from benchmarks.side_by_side import forget_peak, resident_megabytes
 from benchmarks.trial import Trial
 from benchmarks.trial_batches import Batches
-from benchmarks.trial_ways import Memory, Teacher
+from benchmarks.trial_teachers import Teacher
 from modeling_mxmclr import MXMCLRConfig, MXMCLRModel
 from training.arguments import OptimizationArguments
+from training.memory import BatchMemory
 from training.models import set_training_mode
 from training.multifold_retrieval.metrics import QueryScores
 from training.optimization import build_optimizer
@@ -79,6 +82,14 @@ def soft_weight(trial: Trial, step: int) -> float | None:
     return trial.settings["soft_weight"] * step / trial.steps if trial.soft_ramp else None
 
 
+def learn(loss: Tensor, optimizer: Optimizer) -> None:
+    """A step of the optimiser."""
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([weight for group in optimizer.param_groups for weight in group["params"]], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 @dataclass
 class Outcome:
     """What came of a trial."""
@@ -104,7 +115,7 @@ def run_trial(
     optimizer = build_optimizer(model, options)
     scheduler = get_cosine_schedule_with_warmup(optimizer, trial.warmup_steps, trial.steps)
     batches = Batches(trial, splits["train"])
-    memory = None if trial.memory_steps is None else Memory(trial.memory_steps)
+    memory = BatchMemory(trial.memory_steps or 0, int((trial.memory_from or 0) * trial.steps))
     teacher = None if trial.teacher is None else Teacher(trial.teacher, model)
     every = max(1, trial.steps // trial.evaluations)
     curve, seconds, images, texts = [], 0.0, 0, 0
@@ -115,26 +126,16 @@ def run_trial(
         batch = batches.draw(step)
         with torch.autocast("cpu", torch.bfloat16):
             inputs = None if teacher is None else teacher.inputs(model, batch)
-            remembers = memory is not None and step > (trial.memory_from or 0) * trial.steps
-            output = model(
-                **batch,
-                objective_inputs=inputs,
-                soft_weight=soft_weight(trial, step),
-                memory=memory.observations() if remembers else None,
-            )
-        if memory is not None:
-            memory.keep(batch, output)
-        loss = output.loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+            weight = soft_weight(trial, step)
+            output = model(**batch, **memory.inputs(), objective_inputs=inputs, soft_weight=weight)
+        memory.keep(batch, output)
+        learn(output.loss, optimizer)
         scheduler.step()
         seconds += time.perf_counter() - started
         images, texts = images + len(batch["image_group_ids"]), texts + len(batch["text_group_ids"])
         if step % every == 0 or step == trial.steps:
             scores, geometry = score(model, splits["validation"], trial.image_size)
-            curve.append({"step": step, "images": images, "loss": loss.item(), **means(scores)})
+            curve.append({"step": step, "images": images, "loss": output.loss.item(), **means(scores)})
     test = test_scores = None
     if with_test:
         test_scores, geometry = score(model, splits["test"], trial.image_size)

@@ -12,7 +12,7 @@ import torch
 from benchmarks.fold_tensors import Fold, crop, load_fold_tensors
 from benchmarks.trial import Trial
 from benchmarks.trial_batches import Batches, draw_clusters
-from benchmarks.trial_ways import Memory, Teacher
+from benchmarks.trial_teachers import Teacher
 from benchmarks.trials import build_trial_model, run_trial
 from modeling_mxmclr.folds_mxmclr import unit_norm
 from tests.references.corpus import write_corpus
@@ -118,20 +118,6 @@ def test_clusters_hold_the_nearest_instances_and_none_twice():
     chosen = draw_clusters(centres, 6, 3, torch.Generator().manual_seed(0))
     assert sorted(chosen.tolist()) == list(range(6))
     assert {frozenset(part.tolist()) for part in chosen.split(3)} == {frozenset({0, 1, 2}), frozenset({3, 4, 5})}
-
-
-def test_a_memory_holds_the_last_steps_without_gradient(splits, text_model):
-    model = build_trial_model(SMALL, text_model).eval()
-    batches, memory = Batches(SMALL, splits["train"]), Memory(2)
-    assert memory.observations() is None
-    steps = [batches.draw(step) for step in range(3)]
-    for batch in steps:
-        memory.keep(batch, model(**batch))
-    kept = memory.observations()
-    for place, name in ((2, "image_group_ids"), (3, "text_group_ids")):
-        assert kept[place].tolist() == [*steps[1][name].tolist(), *steps[2][name].tolist()]
-    torch.testing.assert_close(kept.image_embeds[-len(steps[2]["image_group_ids"]) :], model(**steps[2]).image_embeds)
-    assert not kept.image_embeds.requires_grad
 
 
 def test_a_slow_teacher_starts_as_the_model_and_follows_it(splits, text_model):

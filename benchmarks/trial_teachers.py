@@ -1,40 +1,15 @@
-"""Ways to learn more from the same images, beside what an objective's settings offer: a memory, and teachers."""
+"""Teachers of the soft part: a way to learn more from the same images that no run offers yet."""
 
-from collections import deque
 from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
 from torch import Tensor
 
-from modeling_mxmclr import MXMCLRModel, MXMCLROutput
-from modeling_mxmclr.folds_mxmclr import Observations, unit_norm
+from modeling_mxmclr import MXMCLRModel
+from modeling_mxmclr.folds_mxmclr import unit_norm
 
 MOMENTUM = 0.99
-
-
-class Memory:
-    """The embeddings of the last steps, as further keys: the older, the staler.
-
-    Args:
-        steps: How many steps are kept.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.kept: deque[Observations] = deque(maxlen=steps)
-
-    def observations(self) -> Observations | None:
-        """All that is remembered, as `MXMCLRModel.forward` takes it."""
-        return (
-            None
-            if not self.kept
-            else Observations(*map(torch.cat, zip(*(each[:4] for each in self.kept), strict=True)))
-        )
-
-    def keep(self, batch: Mapping[str, Tensor], output: MXMCLROutput) -> None:
-        """Remember what a step observed."""
-        embeds = output.image_embeds.detach(), output.text_embeds.detach()
-        self.kept.append(Observations(*embeds, batch["image_group_ids"], batch["text_group_ids"]))
 
 
 class Teacher:

@@ -131,6 +131,13 @@ def shared_seed(observed: Observations) -> int:
     return hash(round(values.item(), 1)) % 2**63
 
 
+def has_pair(observed: Observations, instances: Instances) -> Tensor:
+    """Whether an observation of this step has a positive of the other modality, `()` bool."""
+    images = instances.image_index[: observed.num_images_asked]
+    texts = instances.text_index[: observed.num_texts_asked]
+    return instances.in_both[torch.cat([images, texts])].any()
+
+
 def no_pair(observed: Observations, scale: Tensor) -> ObjectiveOutput:
     """A zero loss that still reaches every input, for a batch in which no instance has both modalities."""
     warnings.warn(
@@ -425,7 +432,10 @@ def mean_of_queries(losses: Tensor, direction: AnyDirection, normaliser: Normali
         normaliser: What counts equally, a key of `QUERY_WEIGHTS`.
     """
     weights = direction.queries.weights(normaliser, losses.dtype)
-    return (losses * weights[direction.queries.answered]).sum() / weights.sum()
+    # With a memory, one side's observations of a step may have positives while the other's have none.
+    return (losses * weights[direction.queries.answered]).sum() / weights.sum().clamp(
+        min=torch.finfo(losses.dtype).tiny
+    )
 
 
 def sum_by(values: Tensor, index: Tensor, size: int) -> Tensor:

@@ -15,6 +15,7 @@ from .contrast_mxmclr import (
     both_directions,
     hard_floors,
     hard_losses,
+    has_pair,
     mean_of_queries,
     no_pair,
     prepare,
@@ -84,7 +85,7 @@ def mfh(
             f"got {soft_columns!r} and {score!r}."
         )
     observed, scale, instances = prepare(observed, scale)
-    if not instances.in_both.any():
+    if not has_pair(observed, instances):
         return no_pair(observed, scale)
     directions = both_directions(observed, instances, scale, score)
     shares = (direction_weight, 1 - direction_weight)

@@ -20,6 +20,7 @@ from .contrast_mxmclr import (
     by_way,
     hard_floors,
     hard_losses,
+    has_pair,
     in_pairs,
     logsumexp_by,
     mean_of_queries,
@@ -85,7 +86,7 @@ def unicl(
         that fold sizes compare; no `kl` where only negatives compete, since such a loss has no least value.
     """
     observed, scale, instances = prepare(observed, scale)
-    if not instances.in_both.any():
+    if not has_pair(observed, instances):
         return no_pair(observed, scale)
     directions = both_directions(observed, instances, scale, score)
     means = [mean_of_queries(hard_losses(way, hard_form, denominator), way, normaliser) for way in directions]

@@ -78,6 +78,21 @@ def test_what_is_remembered_gets_no_gradient_and_its_own_instances_are_positives
     assert objective(step.remembering(past._replace(image_embeds=nearer)), SCALE).loss < loss
 
 
+@pytest.mark.parametrize(("name", "settings"), SETTINGS, ids=str)
+def test_a_side_whose_observations_have_no_positive_counts_nothing(name, settings):
+    step, past = draw([1, 2], [3]), draw([4], [1, 4])  # the first image finds a text that is remembered
+    loss = get_objective(name, settings)(step.remembering(past), SCALE).loss
+    assert loss.isfinite()
+    assert torch.autograd.grad(loss, step.image_embeds)[0][0].any()
+
+
+def test_a_step_without_any_positive_is_a_loss_of_0_and_a_warning():
+    with pytest.warns(UserWarning, match="No instance of this batch has both"):
+        loss = get_objective("mfh", {})(draw([1], [2]).remembering(draw([4], [4])), SCALE).loss
+    assert loss.item() == 0
+    assert loss.requires_grad
+
+
 def test_terms_see_this_step_alone():
     _, step, past = split()
     objective = get_objective("unicl", {"terms": {"uniformity": 0.5}})

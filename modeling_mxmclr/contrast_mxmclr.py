@@ -178,7 +178,7 @@ def every_query(
     if score != "observations":
         return set_directions(observed, instances, scale, score)
     of_images, of_texts = find_queries(observed, instances)
-    remembers = observed.images_remembered or observed.texts_remembered
+    remembers = observed.num_remembered is not None
     if remembers or not (of_images.answers_all and of_texts.answers_all):
         return (
             one_direction(images, texts, of_images, instances.text_index, scale),

@@ -30,22 +30,23 @@ class Observations(NamedTuple):
     text_group_ids: Tensor  # (num_texts,), int64
     image_queries: Tensor | None = None  # (num_images,), bool, the images that are asked for; None for all
     text_queries: Tensor | None = None  # (num_texts,), bool
-    images_remembered: int = 0  # how many of the images; the bool masks above leave them out
-    texts_remembered: int = 0
+    num_remembered: Tensor | None = (
+        None  # (2,), int64, on the CPU: of the images and of the texts; the masks leave them out
+    )
 
     @property
     def num_images_asked(self) -> int:
         """How many images are queries of this step, to be answered for here or elsewhere."""
-        return len(self.image_group_ids) - self.images_remembered
+        return len(self.image_group_ids) - (0 if self.num_remembered is None else int(self.num_remembered[0]))
 
     @property
     def num_texts_asked(self) -> int:
         """How many texts are queries of this step."""
-        return len(self.text_group_ids) - self.texts_remembered
+        return len(self.text_group_ids) - (0 if self.num_remembered is None else int(self.num_remembered[1]))
 
     def of_this_step(self) -> "Observations":
         """The same observations without those that are remembered."""
-        if not (self.images_remembered or self.texts_remembered):
+        if self.num_remembered is None:
             return self
         images, texts = slice(self.num_images_asked), slice(self.num_texts_asked)
         return self._replace(
@@ -53,14 +54,22 @@ class Observations(NamedTuple):
             text_embeds=self.text_embeds[texts],
             image_group_ids=self.image_group_ids[images],
             text_group_ids=self.text_group_ids[texts],
-            images_remembered=0,
-            texts_remembered=0,
+            num_remembered=None,
         )
 
     def remembering(self, memory: "Observations") -> "Observations":
         """The same observations with those of earlier steps, which get no gradient, as further keys."""
-        rows = [torch.cat([own, past.detach().to(own)]) for own, past in zip(self[:4], memory[:4], strict=True)]
-        return Observations(*rows, *self[4:6], len(memory.image_group_ids), len(memory.text_group_ids))
+        images, texts, image_ids, text_ids = (
+            torch.cat([own, past.detach().to(own)]) for own, past in zip(self[:4], memory[:4], strict=True)
+        )
+        counts = torch.tensor([len(ids) for ids in memory[2:4]])
+        return self._replace(
+            image_embeds=images,
+            text_embeds=texts,
+            image_group_ids=image_ids,
+            text_group_ids=text_ids,
+            num_remembered=counts,
+        )
 
     def asking_for_all(self) -> "Observations":
         """The same observations, all of which are asked for."""

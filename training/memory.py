@@ -47,9 +47,9 @@ class BatchMemory:
         self.seen += 1
         if self.size == 0 or self.seen < self.first - self.size:
             return
-        embeds = output.image_embeds, output.text_embeds
-        ids = (batch[name].to(rows.device) for name, rows in zip(FIELDS[2:], embeds, strict=True))
-        observed = Observations(*(rows.detach() for rows in embeds), *ids)
+        embeds = [rows.detach() for rows in (output.image_embeds, output.text_embeds) if rows is not None]
+        ids = [batch[name].to(rows.device) for name, rows in zip(FIELDS[2:], embeds, strict=True)]
+        observed = Observations(*embeds, *ids)
         with torch.no_grad():
             self.kept.append(Observations(*gather_batch(observed, {}, {}).observed[:4]))
 

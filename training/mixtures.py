@@ -90,10 +90,10 @@ class InstanceBatches(Sampler[list[tuple[int, int]]]):
                 if orders[part][0] != epoch:
                     orders[part] = epoch, self._order(part, epoch)
                 batch += [(row, epoch) for row in orders[part][1][start:end].tolist()]
-            others = self._others(number, batch) if self.text_only else []
+            others: list[tuple[int, int]] = [*self._others(number, batch)] if self.text_only else []
             yield batch[self.rank :: self.num_ranks] + others[self.rank :: self.num_ranks]
 
-    def _others(self, number: int, batch: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    def _others(self, number: int, batch: Sequence[tuple[int, int]]) -> list[TextOnly]:
         """Rows that are not in a batch, which see their captions drawn anew in each."""
         total = sum(self.sizes)
         drawn = np.random.default_rng([self.seed, number, 0, 1]).choice(

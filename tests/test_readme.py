@@ -20,7 +20,7 @@ from tests.references.corpus import write_corpus
 from tests.references.tiny import picture
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTED = ("architecture", "equations", "performance", "scaling")
+DOCUMENTED = ("architecture", "equations", "fold_budget", "objectives", "performance", "scaling")
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in DOCUMENTED))
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
 # A path in backticks or a command, such as `training/train.py`, `docs/` or `.ci/run`; placeholders have `<name>`.
@@ -41,6 +41,7 @@ ELSEWHERE = (
     "pip install ",
     "python examples/",
     "python training/export_onnx.py",
+    "python benchmarks/objectives.py",
     "python benchmarks/quantisation.py",
     "accelerate launch training/embed.py",
     "accelerate launch training/train.py training/configs/lora.yaml",

@@ -30,9 +30,8 @@ class Observations(NamedTuple):
     text_group_ids: Tensor  # (num_texts,), int64
     image_queries: Tensor | None = None  # (num_images,), bool, the images that are asked for; None for all
     text_queries: Tensor | None = None  # (num_texts,), bool
-    num_remembered: Tensor | None = (
-        None  # (2,), int64, on the CPU: of the images and of the texts; the masks leave them out
-    )
+    # (2,), int64, on the CPU, how many of the last images and texts; the masks leave them out
+    num_remembered: Tensor | None = None
 
     @property
     def num_images_asked(self) -> int:

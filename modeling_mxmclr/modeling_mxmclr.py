@@ -19,7 +19,7 @@ from .configuration_mxmclr import MXMCLRConfig
 from .contrast_mxmclr import ObjectiveOutput
 from .distributed_mxmclr import gather_batch, sum_over_ranks, world_size
 from .folds_mxmclr import Observations, instance_embeddings, unit_norm
-from .objectives_mxmclr import REMEMBERING, get_objective, input_names, setting_names
+from .objectives_mxmclr import check_remembers, get_objective, input_names, setting_names
 from .scale_mxmclr import LogitBias, LogitScale
 from .towers_mxmclr import (
     HeadLinear,
@@ -392,7 +392,11 @@ class MXMCLRModel(PreTrainedModel):
         if gather:
             observed, inputs, learned = gather_batch(observed, inputs, learned)
         if memory is not None:
-            self._check_memory(inputs)
+            check_remembers(self.config.objective, self.config.objective_settings)
+            if inputs:
+                raise ValueError(
+                    f"`memory` can't be had with {sorted(inputs)}, which it lacks; leave one of them out."
+                )
             observed = observed.remembering(memory)
         with full_precision(observed.image_embeds):
             output = self.objective(observed, **learned, **settings, **inputs)
@@ -415,18 +419,6 @@ class MXMCLRModel(PreTrainedModel):
             if len(rows) != size:
                 raise ValueError(f"`{name}` has {len(rows)} rows for {size} observations; pass one for each.")
         return dict(inputs)
-
-    def _check_memory(self, inputs: dict[str, Tensor]) -> None:
-        settings = self.config.objective_settings or {}
-        if self.config.objective not in REMEMBERING or settings.get("score", "observations") != "observations":
-            raise ValueError(
-                f"`memory` needs one of the objectives {list(REMEMBERING)} with `score` 'observations', got "
-                f"{self.config.objective!r} with {settings}; leave it out."
-            )
-        if inputs:
-            raise ValueError(
-                f"`memory` can't be had with {sorted(inputs)}, which say nothing of what is remembered; leave one out."
-            )
 
     def touch_parameters(self) -> Tensor:
         """A zero, `()`, that reaches every trainable parameter, since DDP waits for the gradient of each.

@@ -106,6 +106,15 @@ def get_objective(name: str, settings: Mapping[str, Any] | None = None) -> Objec
     return partial(with_terms, objective, set(_keywords(OBJECTIVES[name])), terms) if terms else objective
 
 
+def check_remembers(name: str, settings: Mapping[str, Any] | None = None) -> None:
+    """Raise a `ValueError` unless the objective with these settings can have keys of earlier steps."""
+    if name not in REMEMBERING or (settings or {}).get("score", "observations") != "observations":
+        raise ValueError(
+            f"A memory needs one of the objectives {list(REMEMBERING)} with `score` 'observations', got {name!r} with "
+            f"{dict(settings or {})}; leave it out."
+        )
+
+
 def with_terms(
     objective: Objective,
     own_keywords: set[str],

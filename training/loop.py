@@ -22,7 +22,7 @@ def train(session: Session, batches: Batches) -> None:
     scheduler = get_cosine_schedule_with_warmup(optimizer, options.warmup_steps, options.max_steps)
     model, optimizer = accelerator.prepare(session.model, optimizer)
     fix_bucket_order(model)
-    meter, guards, memory = Meter(accelerator), Guards(session), BatchMemory.of(session.arguments)
+    meter, guards, memory = Meter(accelerator), Guards(session), BatchMemory.of(session)
     state = TrainingState(session, optimizer, scheduler, batches, meter, memory)
     step, best = state.restore()
     # TensorBoard leaves out what a run that was killed logged after the step it is resumed from.

@@ -9,7 +9,8 @@ from torch import Tensor
 from modeling_mxmclr import MXMCLROutput
 from modeling_mxmclr.distributed_mxmclr import gather_batch
 from modeling_mxmclr.folds_mxmclr import Observations
-from training.arguments import Arguments
+from modeling_mxmclr.objectives_mxmclr import check_remembers
+from training.session import Session
 
 FIELDS = Observations._fields[:4]
 
@@ -30,9 +31,15 @@ class BatchMemory:
         self.kept: deque[Observations] = deque(maxlen=size)
 
     @classmethod
-    def of(cls, arguments: Arguments) -> "BatchMemory":
-        """The memory of a run, which may be none."""
-        options = arguments.optimization
+    def of(cls, session: Session) -> "BatchMemory":
+        """The memory of a run, which may be none.
+
+        Raises:
+            ValueError: For an objective that can't have one; said before the run, not when it is first used.
+        """
+        options, config = session.arguments.optimization, session.model.config
+        if options.memory_batches:
+            check_remembers(config.objective, config.objective_settings)
         batches = options.max_steps * options.gradient_accumulation_steps
         return cls(options.memory_batches, int(options.memory_from * batches))
 

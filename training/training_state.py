@@ -90,7 +90,8 @@ class TrainingState:
         own = values["ranks"][session.accelerator.process_index if self._has_as_many_ranks(saved) else 0]
         self.batches.load_state_dict(own["batches"])
         self.meter.load_state_dict(own["meter"])
-        self.memory.load_state_dict(saved.tensors["memory"], session.accelerator.device)
+        if "memory" in saved.tensors:  # not in states of before there was a memory
+            self.memory.load_state_dict(saved.tensors["memory"], session.accelerator.device)
         session.started -= values["seconds"]
         logger.info("The run goes on after step %d.", values["step"])
         return values["step"], values["best"]

@@ -115,7 +115,7 @@ def test_the_model_takes_a_memory_where_its_objective_can():
     memory = Observations(first.image_embeds, first.text_embeds, batch["image_group_ids"], batch["text_group_ids"])
     assert model(**batch, memory=memory).loss > first.loss
     other = tiny_model("bert", "resnet", objective="siglip").eval()
-    with pytest.raises(ValueError, match=r"`memory` needs one of the objectives \['mfh', 'unicl'\].*got 'siglip'"):
+    with pytest.raises(ValueError, match=r"A memory needs one of the objectives \['mfh', 'unicl'\].*got 'siglip'"):
         other(**batch, memory=memory)
     scored = tiny_model("bert", "resnet", objective="mfh", objective_settings={"score": "max_sim"}).eval()
     with pytest.raises(ValueError, match=r"with `score` 'observations', got 'mfh' with \{'score': 'max_sim'\}"):

@@ -9,6 +9,7 @@ from torch.optim import AdamW
 from tests.references.gloo_pool import GlooPool
 from tests.references.small_run import LAST, draw_and_score, outcome, run_small
 from tests.references.state_jobs import gradients_of_the_third_step, sharded_round_trip
+from tests.references.tiny import tiny_model
 from training import loop
 from training.data import FoldCollator
 from training.memory import FIELDS
@@ -100,6 +101,12 @@ def test_a_run_that_remembers_goes_on_with_what_it_remembered(number, tmp_path, 
     assert {f"memory.1.{name}" for name in FIELDS} <= outcome(tmp_path / "run").keys()
     moved = [name for name, value in outcome(unbroken).items() if value != outcome(tmp_path / "run")[name]]
     assert any(name.startswith("model.") for name in moved)
+
+
+def test_an_objective_that_cannot_remember_is_refused_before_the_run(tmp_path):
+    with pytest.raises(ValueError, match=r"A memory needs one of the objectives .*got 'clip'"):
+        run_small(tmp_path / "run", model=tiny_model("bert", "resnet", objective="clip"), memory_batches=2)
+    assert not (tmp_path / "run" / "history.jsonl").exists()
 
 
 def test_an_adapter_in_training_goes_on_as_it_was(tmp_path):

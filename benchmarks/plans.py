@@ -101,7 +101,9 @@ def read_entry(
     """An entry of a plan, with the fields that all entries share, and those that they share on some data sets."""
     trials = {data: read_trial(where, {**shared, **more, **own}) for data, more in shared_on.items()}
     trial, data = read_trial(where, {**shared, **own}), own.get("data")
-    return Entry(own["name"], own.get("budget", ""), trial, None if data is None else tuple(data), trials)
+    return Entry(
+        own["name"], {**shared, **own}.get("budget", ""), trial, None if data is None else tuple(data), trials
+    )
 
 
 def read_trial(where: str, content: Mapping[str, Any]) -> Trial:

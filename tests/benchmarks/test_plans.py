@@ -100,6 +100,12 @@ def test_an_unknown_plan_is_told_the_known_ones(name):
         load_plan(name)
 
 
+def test_entries_may_share_a_budget(write):
+    entries = [{name: value for name, value in entry.items() if name != "budget"} for entry in PLAN["entries"]]
+    plan = load_plan(write(entries=entries, shared=PLAN["shared"] | {"budget": "views"}))
+    assert {entry.budget for entry in plan.entries} == {"views"}
+
+
 def test_a_data_set_may_have_fields_of_its_own_below_those_of_an_entry(write):
     path = write(shared_on={"shapes": {"steps": 20, "views": 3}})
     plan = load_plan(path)

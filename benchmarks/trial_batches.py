@@ -1,5 +1,7 @@
 """What the steps of a trial see: which instances, and which observations of each."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,11 @@ class Batches:
             self.captions = min(trial.captions, int(self.texts.sizes.min()))
         self.generator = torch.Generator().manual_seed(trial.seed)
         self.waiting = torch.empty(0, dtype=torch.int64)
-        self.centres = instance_embeddings(unit_norm(data.texts), data.text_instance, "mean")
+
+    @cached_property
+    def centres(self) -> Tensor:
+        """What instances are found alike by: the mean of each one's captions as the frozen tower has them, unit norm."""
+        return instance_embeddings(unit_norm(self.data.texts), self.data.text_instance, "mean")
 
     def draw_instances(self, count: int) -> Tensor:
         """The next instances of the epoch, none of them twice."""

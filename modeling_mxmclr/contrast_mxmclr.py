@@ -133,9 +133,12 @@ def shared_seed(observed: Observations) -> int:
 
 def has_pair(observed: Observations, instances: Instances) -> Tensor:
     """Whether an observation of this step has a positive of the other modality, `()` bool."""
-    images = instances.image_index[: observed.num_images_asked]
-    texts = instances.text_index[: observed.num_texts_asked]
-    return instances.in_both[torch.cat([images, texts])].any()
+    return instances.in_both[torch.cat(asked_instances(observed, instances))].any()
+
+
+def asked_instances(observed: Observations, instances: Instances) -> tuple[Tensor, Tensor]:
+    """The instance of each image and of each text of this step, `(num_images_asked,)` and `(num_texts_asked,)`."""
+    return instances.image_index[: observed.num_images_asked], instances.text_index[: observed.num_texts_asked]
 
 
 def no_pair(observed: Observations, scale: Tensor) -> ObjectiveOutput:
@@ -192,8 +195,7 @@ def every_query(
 
 def find_queries(observed: Observations, instances: Instances) -> tuple[Queries, Queries]:
     """All images and all texts of this step as queries to the other side."""
-    images = instances.image_index[: observed.num_images_asked]
-    texts = instances.text_index[: observed.num_texts_asked]
+    images, texts = asked_instances(observed, instances)
     return (
         all_queries(images, instances.text_fold_sizes[images], observed.image_queries),
         all_queries(texts, instances.image_fold_sizes[texts], observed.text_queries),

@@ -10,9 +10,8 @@ from modeling_mxmclr import MXMCLROutput
 from modeling_mxmclr.distributed_mxmclr import gather_batch
 from modeling_mxmclr.folds_mxmclr import Observations
 from modeling_mxmclr.objectives_mxmclr import check_remembers
+from training.initial_embeddings import FIELDS
 from training.session import Session
-
-FIELDS = Observations._fields[:4]
 
 
 class BatchMemory:

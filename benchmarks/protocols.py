@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from training.checkpoints import add_source_flags, load_checkpoint, load_rows
 from training.encoding import encode_rows
+from training.markdown import markdown_table
 from training.protocol import Protocol, load_protocol
 from training.retrieval import Report, retrieval_report
 from training.searches import Embeddings, image_side, places_in_folds
@@ -124,12 +125,6 @@ def first_views(embeddings: Embeddings) -> Embeddings:
     return embeddings._replace(image_embeds=images, image_group_ids=group_ids)
 
 
-def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def percent(fraction: float) -> str:
     """Such as 26.7; two digits where one would say little."""
     return f"{100 * fraction:.1f}" if fraction >= 0.01 or fraction == 0 else f"{100 * fraction:.2f}"
@@ -160,7 +155,7 @@ def main() -> None:
         ("Shortcuts", naive),
         ("A model that maps everything to one vector", chance),
     ):
-        print(f"\n{title}, in percent:\n\n{table(HEADING, lines)}")
+        print(f"\n{title}, in percent:\n\n{markdown_table(HEADING, lines)}")
     if embeddings.categories:
         protocol = load_protocol("zero-shot")
         classes = embed_classes(model, processor, category_names(embeddings), protocol.templates)

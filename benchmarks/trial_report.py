@@ -21,7 +21,7 @@ from benchmarks.trial_results import (
     summarize,
 )
 from training.durable import write_durably
-from training.markdown import escape_markdown
+from training.markdown import escape_markdown, markdown_table
 
 TIMES = " \N{MULTIPLICATION SIGN} "
 SCORE_COLUMNS = {
@@ -205,17 +205,6 @@ def paired_cell(gain: Gain | None) -> str:
 def figure_cell(figure: Estimate | None, digits: int) -> str:
     """A mean, empty for None."""
     return "" if figure is None else f"{figure.mean:.{digits}f}"
-
-
-def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of columns of one width, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [
-        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        for row in (heading, rule, *rows)
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _entry_as_json(summary: Summary) -> dict[str, Any]:

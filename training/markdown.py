@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
@@ -43,6 +44,24 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def markdown_table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table of columns of one width, numbers to the right.
+
+    Example:
+        >>> print(markdown_table(["", "RR@1"], [["mfh", "24.3"]]))
+        |     | RR@1 |
+        | --- | ---: |
+        | mfh | 24.3 |
+    """
+    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [
+        [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        for row in (heading, rule, *rows)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _longest_run_of_backticks(text: str) -> int:

@@ -8,9 +8,7 @@ from torch import Tensor
 from benchmarks.fold_tensors import Fold, FoldTensors, crop
 from benchmarks.trial import Trial
 from modeling_mxmclr.folds_mxmclr import instance_embeddings, unit_norm
-
-# What only takes an image and a text of each instance alike, or as many of all.
-EQUAL_FOLDS = ("gram", "mv_dhel", "mv_infonce", "ntxent", "pvc", "symile")
+from modeling_mxmclr.objectives_mxmclr import EQUAL_FOLDS
 
 
 class Batches:

@@ -44,6 +44,8 @@ OBJECTIVES: dict[str, Objective] = {
     "unicl": unicl,
 }
 
+# Those that need as many views, and as many captions, of every instance.
+EQUAL_FOLDS = frozenset({"gram", "mv_dhel", "mv_infonce", "ntxent", "pvc", "symile"})
 
 # Those that can have keys of earlier steps, since a query of theirs is scored by itself.
 REMEMBERING = ("mfh", "unicl")

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from modeling_mxmclr.objectives_mxmclr import OBJECTIVES
+from modeling_mxmclr.objectives_mxmclr import EQUAL_FOLDS, OBJECTIVES
 from tests.references.device_jobs import ddp_steps, step_of
 from tests.references.gloo_pool import GlooPool
-from tests.references.tiny import RECTANGULAR, tiny_batch
+from tests.references.tiny import tiny_batch
 
 # Those that a model computes from its batch alone, whatever the folds.
-NAMES = sorted(set(OBJECTIVES) - RECTANGULAR - {"clip", "soft_clip", "cwcl", "tcl", "pmrl"})
+NAMES = sorted(set(OBJECTIVES) - EQUAL_FOLDS - {"clip", "soft_clip", "cwcl", "tcl", "pmrl"})
 PLACES = [
     pytest.param("cpu", "gloo", marks=pytest.mark.slow),
     pytest.param(

@@ -14,12 +14,11 @@ from transformers import (
 
 from modeling_mxmclr import MXMCLRConfig, MXMCLRModel
 from modeling_mxmclr.folds_mxmclr import Observations
-from modeling_mxmclr.objectives_mxmclr import OBJECTIVES
+from modeling_mxmclr.objectives_mxmclr import EQUAL_FOLDS, OBJECTIVES
 from modeling_mxmclr.scale_mxmclr import LogitScale
 from tests.references.tiny import (
     CLIP_TEXT,
     CLIP_VISION,
-    RECTANGULAR,
     VISION_TOWERS,
     equal_batch,
     picture,
@@ -124,7 +123,7 @@ def test_a_rank_without_one_modality_still_reaches_its_tower(side):
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_autocast_leaves_the_loss_in_float32(objective):
-    make_batch = equal_batch if objective in RECTANGULAR else tiny_batch
+    make_batch = equal_batch if objective in EQUAL_FOLDS else tiny_batch
     model, batch = tiny_model(objective=objective), make_batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(**batch, output_logits=True)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from modeling_mxmclr.folds_mxmclr import Observations
 from modeling_mxmclr.objectives_mxmclr import (
+    EQUAL_FOLDS,
     OBJECTIVES,
     compute_objective,
     get_objective,
@@ -25,7 +26,6 @@ from tests.references.observed import (
     draw,
     gradients,
 )
-from tests.references.tiny import RECTANGULAR
 
 LOOPS = {
     name: getattr(module, f"{name}_loops")
@@ -157,7 +157,7 @@ def test_a_batch_without_any_pair_warns(name):
         get_objective(name)(draw([0, 0, 1], [2, 3]), SCALE)
 
 
-@pytest.mark.parametrize("name", sorted(RECTANGULAR))
+@pytest.mark.parametrize("name", sorted(EQUAL_FOLDS))
 def test_rectangular_objectives_refuse_ragged_folds(name):
     with pytest.raises(ValueError, match=rf"`{name}` needs as many \w+s of every instance, got folds of 0 to 3"):
         get_objective(name)(draw(*RAGGED_IDS), SCALE)
@@ -165,7 +165,7 @@ def test_rectangular_objectives_refuse_ragged_folds(name):
         get_objective(name)(draw([0, 0, 1, 1], [0, 1, 1]), SCALE)
 
 
-@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - RECTANGULAR))
+@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - EQUAL_FOLDS))
 def test_the_others_take_ragged_folds(name):
     assert get_objective(name)(draw(*RAGGED_IDS), SCALE).loss.isfinite()
 

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from modeling_mxmclr.folds_mxmclr import Observations, unit_norm
-from modeling_mxmclr.objectives_mxmclr import OBJECTIVES, get_objective
+from modeling_mxmclr.objectives_mxmclr import EQUAL_FOLDS, OBJECTIVES, get_objective
 from modeling_mxmclr.terms_mxmclr import TERMS
-from tests.references.tiny import RECTANGULAR
 
 SCALE = torch.tensor([7.0], dtype=torch.float64)
 # Instance 2 has no text and instance 5 no image: both stand in the denominators only.
@@ -110,7 +109,7 @@ class Variant:
 
     @property
     def rectangular(self) -> bool:
-        return self.name in RECTANGULAR
+        return self.name in EQUAL_FOLDS
 
     def draw(self, dim: int = 6, seed: int = 0) -> Observations:
         return draw(*(EQUAL_IDS if self.rectangular else RAGGED_IDS), dim, seed)

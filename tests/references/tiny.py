@@ -9,8 +9,6 @@ from transformers import AutoConfig, CLIPImageProcessorPil, PreTrainedTokenizerF
 from modeling_mxmclr import MXMCLRConfig, MXMCLRModel, MXMCLRProcessor
 
 WORDS = ["red", "blue", "green", "chair", "table", "round", "tall", "a", "with", "legs"]
-# The objectives that need as many views, and as many captions, of every instance.
-RECTANGULAR = {"gram", "mv_dhel", "mv_infonce", "ntxent", "pvc", "symile"}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 37}
 CLIP_TEXT = {**SMALL, "vocab_size": 40, "max_position_embeddings": 20, "bos_token_id": 1, "eos_token_id": 2}
 CLIP_TEXT |= {"pad_token_id": 0}

@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
 
-from modeling_mxmclr.objectives_mxmclr import OBJECTIVES
+from modeling_mxmclr.objectives_mxmclr import EQUAL_FOLDS, OBJECTIVES
 from tests.references import rank_jobs
 from tests.references.gloo_pool import GlooPool
-from tests.references.tiny import RECTANGULAR, equal_batch, tiny_batch, tiny_model, tiny_processor
+from tests.references.tiny import equal_batch, tiny_batch, tiny_model, tiny_processor
 from training.arguments import LoraArguments
 from training.cached_step import MicroBatchSizes, check_divisible, micro_batches, split_inputs, take_gradients
 from training.lora import attach_adapter
@@ -90,7 +90,7 @@ def test_the_cached_gradient_is_that_of_the_whole_batch(accelerator, sizes, dtyp
 def test_it_is_for_every_objective(accelerator, objective):
     # Of two observations that point apart, pmrl's leading vector has a sign that rounding chooses; seed 2 has none.
     model = tiny_model(objective=objective, seed=2).double()
-    batch = (equal_batch if objective in RECTANGULAR else tiny_batch)(torch.float64)
+    batch = (equal_batch if objective in EQUAL_FOLDS else tiny_batch)(torch.float64)
     plain = step(accelerator, model, batch, WHOLE)
     assert_same(step(accelerator, model, batch, MicroBatchSizes(3, 2)), plain)
 

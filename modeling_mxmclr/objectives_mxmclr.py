@@ -113,7 +113,7 @@ def check_remembers(name: str, settings: Mapping[str, Any] | None = None) -> Non
     if name not in REMEMBERING or (settings or {}).get("score", "observations") != "observations":
         raise ValueError(
             f"A memory needs one of the objectives {list(REMEMBERING)} with `score` 'observations', got {name!r} with "
-            f"{dict(settings or {})}; leave it out."
+            f"{dict(settings or {})}; leave it out, in training by `memory_batches: 0`."
         )
 
 

@@ -100,10 +100,9 @@ def read_entry(
 ) -> Entry:
     """An entry of a plan, with the fields that all entries share, and those that they share on some data sets."""
     trials = {data: read_trial(where, {**shared, **more, **own}) for data, more in shared_on.items()}
-    trial, data = read_trial(where, {**shared, **own}), own.get("data")
-    return Entry(
-        own["name"], {**shared, **own}.get("budget", ""), trial, None if data is None else tuple(data), trials
-    )
+    content, data = {**shared, **own}, own.get("data")
+    trial = read_trial(where, content)
+    return Entry(content["name"], content.get("budget", ""), trial, None if data is None else tuple(data), trials)
 
 
 def read_trial(where: str, content: Mapping[str, Any]) -> Trial:
